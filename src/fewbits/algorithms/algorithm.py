@@ -1,0 +1,51 @@
+"""The interface of an algorithm: how codes are chosen for one matrix, seen only through its format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fewbits.calibration.statistics import Statistics
+from fewbits.formats import Format, QTensor
+from fewbits.formats.format import Floats
+
+
+class Algorithm(Protocol):
+    """Quantizes one matrix.
+
+    Attributes:
+        name: as it stands in plans.
+    """
+
+    @property
+    def name(self) -> str:
+        """As it stands in plans."""
+
+    def quantize(self, weight: Floats, fmt: Format[Any], statistics: Statistics) -> QTensor:
+        """float32 [N, K] -> QTensor, deterministic; single-threaded, since tensors run side by side."""
+
+    def quantize_checked(
+        self, weight: Floats, fmt: Format[Any], statistics: Statistics, effort: str = "balanced"
+    ) -> Choice:
+        """The result, unless importance-weighted rounding is better on held-out tokens: then that."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was kept for one matrix, and why.
+
+    Attributes:
+        qtensor: the better result.
+        algorithm: which one made it.
+        held_out_loss: its predicted KL divergence on the held-out tokens, nats per token.
+        tried: the algorithm that was to improve on the baseline.
+        tried_loss: its predicted KL divergence there.
+        baseline_loss: that of importance-weighted rounding.
+    """
+
+    qtensor: QTensor
+    algorithm: str
+    held_out_loss: float
+    tried: str
+    tried_loss: float
+    baseline_loss: float

@@ -1,0 +1,50 @@
+"""An algorithm's result is kept only if it is better on tokens that the algorithm hasn't seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fewbits.algorithms import gptq, imatrix
+from fewbits.algorithms.algorithm import Choice
+from fewbits.calibration.statistics import Statistics, quadratic_loss
+from fewbits.formats import Format, QTensor
+from fewbits.formats.format import Floats
+
+# Rows whose error is looked at together; it bounds memory, not the result.
+ROWS = 4096
+
+
+def best_on_held_out(weight: Floats, fmt: Format[Any], statistics: Statistics) -> Choice:
+    """The better of GPTQ and importance-weighted rounding on held-out tokens.
+
+    Args:
+        weight: float32 [N, K].
+        fmt: prepared for the tensor where it has tensor-wide parameters.
+        statistics: of this map.
+    """
+    return checked(gptq.quantize(weight, fmt, statistics), gptq.NAME, weight, statistics)
+
+
+def checked(result: QTensor, name: str, weight: Floats, statistics: Statistics) -> Choice:
+    """Keep `result`, made by the algorithm called `name`, or go back to importance-weighted rounding."""
+    loss = held_out_loss(weight, result, statistics)
+    baseline = imatrix.quantize(weight, result.format, statistics)
+    baseline_loss = held_out_loss(weight, baseline, statistics)
+    if loss <= baseline_loss:
+        return Choice(result, name, loss, name, loss, baseline_loss)
+    return Choice(baseline, imatrix.NAME, baseline_loss, name, loss, baseline_loss)
+
+
+def held_out_loss(weight: Floats, qtensor: QTensor, statistics: Statistics) -> float:
+    """Predicted KL divergence in nats per token on the held-out tokens, of a quantized matrix [N, K]."""
+    fmt, (rows, columns) = qtensor.format, qtensor.shape
+    block = fmt.block_of(columns)
+    blocks = columns // block
+    total = 0.0
+    for start in range(0, rows, ROWS):
+        part = slice(start, start + ROWS)
+        params = qtensor.params.take(slice(start * blocks, (start + ROWS) * blocks))
+        values = fmt.decode(qtensor.codes[part].reshape(-1, block), params).reshape(-1, columns)
+        importance = statistics.row_importance[part]
+        total += quadratic_loss(values - weight[part], statistics.held_out, importance)
+    return total

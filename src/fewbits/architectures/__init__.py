@@ -1,0 +1,13 @@
+"""What is known per model architecture: names of tensors and settings in Hugging Face files and in GGUF."""
+
+from __future__ import annotations
+
+from fewbits.architectures.interpreter import (
+    architecture_of,
+    gguf_settings,
+    gguf_tensors,
+    known_model_types,
+    to_hugging_face,
+)
+
+__all__ = ["architecture_of", "gguf_settings", "gguf_tensors", "known_model_types", "to_hugging_face"]

@@ -1,0 +1,168 @@
+"""Observing the linear maps of a block while gradients flow back through it.
+
+Every `linear` whose weight is a parameter of the block is found by the storage of that weight, so maps of
+stacked experts, which are slices of one parameter, are found like any other.
+
+Dimension letters as in statistics.py: T tokens, N rows, K columns of a weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
+
+from fewbits.language_model.transformers_model import storage_address
+
+# Above this width only half of the symmetric product is computed, in column panels of at least this size:
+# narrower ones cost more in passes over the inputs than they save.
+_PANEL = 384
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """A matrix of a block: a parameter, or expert `expert` of a stacked parameter [E, N, K]."""
+
+    name: str
+    shape: tuple[int, int]
+
+    @property
+    def bytes(self) -> int:
+        """Memory of its two second moments."""
+        return 8 * self.shape[1] ** 2
+
+
+def linear_maps(block: nn.Module, prefix: str) -> list[LinearMap]:
+    """Every matrix among the parameters of a block, in order: ``NAME``, of stacked experts ``NAME#e``."""
+    maps = []
+    for name, parameter in block.named_parameters():
+        full, shape = f"{prefix}.{name}", tuple(parameter.shape)
+        if len(shape) == 2:
+            maps.append(LinearMap(full, (shape[0], shape[1])))
+        elif len(shape) == 3:
+            maps += [LinearMap(f"{full}#{e}", (shape[1], shape[2])) for e in range(shape[0])]
+    return maps
+
+
+class Sums:
+    """Of one linear map, over tokens t.
+
+    Attributes:
+        second_moment: sum of w_t x_t x_tᵀ with w_t the mean over rows of g_tn², float32 [K, K], its upper
+            triangle.
+        held_out: the same over held-out tokens.
+        rows: sum of g_t², float32 [N], without held-out tokens.
+        tokens: how many are in `second_moment` and `rows`.
+    """
+
+    def __init__(self, rows: int, columns: int) -> None:
+        self.second_moment = torch.zeros(columns, columns)
+        self.held_out = torch.zeros(columns, columns)
+        self.rows = torch.zeros(rows)
+        self.tokens = 0
+        self.held_out_tokens = 0
+
+    def add(self, x: Tensor, g: Tensor, held_out: bool) -> None:
+        """Inputs bfloat16 [T, K] and gradients at the outputs bfloat16 [T, N] of T tokens."""
+        # Sums of bfloat16 as matrix products: those accumulate in float32 and convert nothing beforehand.
+        squares = g.square()
+        weights = (squares @ g.new_ones(g.shape[1], 1))[:, 0].float() / g.shape[1]
+        add_weighted_product(self.held_out if held_out else self.second_moment, x, weights)
+        if held_out:
+            self.held_out_tokens += len(x)
+        else:
+            self.tokens += len(x)
+            self.rows += (g.new_ones(1, len(g)) @ squares)[0]
+
+
+def add_weighted_product(total: Tensor, x: Tensor, weights: Tensor) -> None:
+    """Add the sum of w_t x_t x_tᵀ to float32 [K, K], of which only the upper triangle counts.
+
+    x is [T, K], weights [T] positive.
+    """
+    scaled = x * weights.sqrt().to(x.dtype)[:, None]
+    width = x.shape[1]
+    panels = max(1, min(4, width // _PANEL))
+    step = -(-width // panels)
+    for start in range(0, width, step):
+        stop = min(start + step, width)
+        total[start:stop, start:] += scaled[:, start:stop].T @ scaled[:, start:]
+
+
+def symmetric(total: Tensor) -> Tensor:
+    """A copy with the upper triangle mirrored."""
+    return torch.triu(total) + torch.triu(total, 1).T
+
+
+class Observation(TorchFunctionMode):
+    """Within this context the linear maps of a block add to `sums` when gradients flow back through them.
+
+    Maps that `wanted` doesn't name add nothing, but are computed in the same way: which maps are gathered
+    together must not change what flows back.
+    """
+
+    def __init__(self, block: nn.Module, prefix: str, wanted: Iterable[LinearMap]) -> None:
+        super().__init__()
+        self._wanted = {linear_map.name for linear_map in wanted}
+        self._shapes = {m.name: m.shape for m in linear_maps(block, prefix)}
+        self._parameters: Mapping[int, tuple[str, Tensor]] = {
+            storage_address(parameter): (f"{prefix}.{name}", parameter)
+            for name, parameter in block.named_parameters()
+        }
+        self.sums: dict[str, Sums] = {}
+        self.held_out = False
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Called by PyTorch for every function of tensors."""
+        del types
+        if func is linear and len(args) > 1 and torch.is_grad_enabled():
+            name = self._name(args[1])
+            if name in self._shapes:
+                bias = args[2] if len(args) > 2 else (kwargs or {}).get("bias")
+                sums = self._sums(name)
+                return _Observed.apply(args[0], args[1], bias, sums, self.held_out)  # type: ignore[no-untyped-call]
+        return func(*args, **(kwargs or {}))
+
+    def _sums(self, name: str) -> Sums | None:
+        if name in self._wanted and name not in self.sums:
+            self.sums[name] = Sums(*self._shapes[name])
+        return self.sums.get(name)
+
+    def _name(self, weight: Tensor) -> str:
+        name, parameter = self._parameters.get(storage_address(weight), ("", weight))
+        if parameter.dim() == 3:
+            return f"{name}#{(weight.storage_offset() - parameter.storage_offset()) // parameter.stride(0)}"
+        return name
+
+
+class _Observed(torch.autograd.Function):
+    """x Wᵀ + bias, whose backward pass hands x and the gradient at its output to the sums."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, sums: Sums | None, held_out: bool
+    ) -> Tensor:
+        """[..., K] and [N, K] to [..., N]."""
+        ctx.save_for_backward(x, weight)
+        ctx.sums, ctx.held_out = sums, held_out
+        return linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        """The gradient at x; that of the weight is never formed."""
+        x, weight = ctx.saved_tensors
+        (g,) = gradients
+        if ctx.sums is not None and x.numel():
+            ctx.sums.add(x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1]), ctx.held_out)
+        return cast("Tensor", g @ weight), None, None, None, None

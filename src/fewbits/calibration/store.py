@@ -1,0 +1,189 @@
+"""Statistics on disk: a folder with one file per linear map, and what they were gathered from."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from fewbits.calibration.statistics import Statistics
+from fewbits.errors import CalibrationError, OutputError, ResumeError
+
+# Changes whenever the same input gives other statistics or other files.
+FORMAT_VERSION = 1
+
+_DESCRIPTION = "calibration.json"
+_COMPLETE = "complete.json"
+# An expert's K x K second moment from fewer tokens than K / 4 is mostly noise.
+_STARVED = 4
+
+
+class StatisticsStore:
+    """Statistics of every linear map of a model, by the live model's parameter names.
+
+    Of stacked experts [E, N, K], expert e's are under ``NAME#e``.
+
+        FOLDER/calibration.json   what they are gathered from
+        FOLDER/NAME.npz           second_moment, held_out [K, K], row_importance [N], tokens
+        FOLDER/state/             of a run that isn't finished
+        FOLDER/complete.json      written last
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def complete(self) -> bool:
+        """Whether the statistics of all maps are there."""
+        return (self.folder / _COMPLETE).is_file()
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """What the statistics were gathered from; {} before `begin`.
+
+        Raises:
+            ResumeError: the file is damaged.
+        """
+        try:
+            data = json.loads((self.folder / _DESCRIPTION).read_bytes())
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise self._damaged(_DESCRIPTION, error) from error
+        return dict(data)
+
+    def names(self) -> list[str]:
+        """Of all maps that have statistics, sorted."""
+        return sorted(path.name.removesuffix(".npz") for path in self.folder.glob("*.npz"))
+
+    def load(self, name: str) -> Statistics:
+        """The statistics of one linear map.
+
+        Raises:
+            CalibrationError: there are none under this name.
+            ResumeError: the file is damaged.
+        """
+        with self._open(name) as file:
+            return Statistics(
+                second_moment=file["second_moment"],
+                row_importance=file["row_importance"],
+                held_out=file["held_out"],
+                tokens=int(file["tokens"]),
+            )
+
+    def save(self, name: str, statistics: Statistics) -> None:
+        """Write the statistics of one map; a reader sees all or nothing of them.
+
+        Raises:
+            OutputError: they can't be written.
+        """
+        with _written(self.folder / f"{name}.npz") as file:
+            np.savez(
+                file,
+                second_moment=statistics.second_moment,
+                held_out=statistics.held_out,
+                row_importance=statistics.row_importance,
+                tokens=np.int64(statistics.tokens),
+            )
+
+    def starved(self) -> dict[str, int]:
+        """Experts that saw fewer than K / 4 tokens, and how many; their statistics lean on the others'."""
+        result = {}
+        for name in self.names():
+            if "#" in name:
+                with self._open(name) as file:
+                    tokens, width = int(file["tokens"]), len(file["second_moment"])
+                if is_starved(tokens, width):
+                    result[name] = tokens
+        return result
+
+    def begin(self, description: Mapping[str, Any]) -> None:
+        """Start gathering, or go on with what the same calibration left.
+
+        Raises:
+            ResumeError: the folder holds statistics of something else.
+            OutputError: the folder can't be written.
+        """
+        _make(self.folder)
+        found = self.description
+        if found and found != dict(description):
+            raise ResumeError(
+                f"{self.folder} holds statistics of another calibration",
+                found=json.dumps(found, sort_keys=True),
+                allowed=json.dumps(dict(description), sort_keys=True),
+                action="Give another folder, or delete this one",
+            )
+        with _written(self.folder / _DESCRIPTION) as file:
+            file.write(json.dumps(dict(description), indent=1, sort_keys=True).encode())
+
+    def finish(self) -> None:
+        """Everything is there: drop the state and say so."""
+        with _written(self.folder / _COMPLETE) as file:
+            file.write(json.dumps({"maps": len(self.names())}).encode())
+        shutil.rmtree(self.folder / "state", ignore_errors=True)
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[Any]:
+        path = self.folder / f"{name}.npz"
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                yield arrays
+        except FileNotFoundError as error:
+            raise CalibrationError(
+                f"there are no statistics of {name}", found=f"{len(self.names())} others in {self.folder}"
+            ) from error
+        except (KeyError, ValueError, OSError, EOFError, BadZipFile) as error:
+            raise self._damaged(path.name, error) from error
+
+    def _damaged(self, file: str, error: Exception) -> ResumeError:
+        return ResumeError(
+            f"{self.folder / file} is damaged", found=str(error), action="Delete the folder and start again"
+        )
+
+
+def is_starved(tokens: int, columns: int) -> bool:
+    """Whether an expert saw too few tokens for a second moment of its own."""
+    return tokens * _STARVED < columns
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"can't make the folder {folder}", found=error.strerror) from error
+
+
+class _written:  # noqa: N801 -- used like a function
+    """A binary file that appears under its name when it is whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> Any:
+        try:
+            descriptor, name = tempfile.mkstemp(dir=self._path.parent, prefix=".", suffix=".part")
+        except OSError as error:
+            raise self._failed(error) from error
+        self._temporary = Path(name)
+        self._file = os.fdopen(descriptor, "wb")
+        return self._file
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._file.close()
+        if kind is None:
+            self._temporary.replace(self._path)
+            return
+        self._temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> OutputError:
+        return OutputError(f"can't write {self._path}", found=error.strerror or str(error))

@@ -1,0 +1,1 @@
+"""Reading models lazily: Hugging Face directories and hub ids, GGUF files."""

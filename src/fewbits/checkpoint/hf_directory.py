@@ -1,0 +1,213 @@
+"""Reading a Hugging Face directory: config.json and one or several safetensors files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fewbits.checkpoint.byte_range import unreadable
+from fewbits.checkpoint.checkpoint import Checkpoint, LazyTensor
+from fewbits.checkpoint.fp8 import apply_scales
+from fewbits.checkpoint.safetensors import read_safetensors_header
+from fewbits.errors import CheckpointError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+_SHARD_NAME = re.compile(r".+-\d{5}-of-(\d{5})\.safetensors")
+_FP8_METHODS = ("fp8", "fbgemm_fp8")  # values of quant_method
+# of GPTQ and AWQ, compressed-tensors, bitsandbytes 4-bit and 8-bit
+_PACKED_SUFFIXES = (".qweight", ".weight_packed", ".weight.absmax", ".SCB")
+
+
+def read_hf_directory(directory: Path, weights: Path | None = None) -> Checkpoint:
+    """The tensors of a directory (or of one file in it) as they are stored, scales and all.
+
+    Args:
+        directory: where config.json is looked for.
+        weights: one safetensors file, or an index; default: what the directory holds.
+
+    Raises:
+        CheckpointError: a shard is missing, damaged, or lacks tensors that the index promises.
+    """
+    path = weights if weights and weights.name != SINGLE else directory
+    weights = weights or _weights_of(directory)
+    files, index = ([weights], {}) if weights.suffix == ".safetensors" else _indexed(weights)
+    if match := _SHARD_NAME.fullmatch(weights.name):
+        raise CheckpointError(
+            f"{weights} is one shard of {int(match[1])}",
+            found=weights.name,
+            action="Name the directory instead, so that all shards are read.",
+        )
+    tensors: dict[str, LazyTensor] = {}
+    for file in files:
+        for name, tensor in read_safetensors_header(file).tensors.items():
+            if name in tensors:
+                raise CheckpointError(
+                    f"the tensor {name} is in two shards of {directory}",
+                    found=f"{tensors[name].path.name} and {file.name}",  # type: ignore[attr-defined]
+                    action="The shards don't belong together: download the model again.",
+                )
+            tensors[name] = tensor
+    for name, shard in index.items():
+        if name not in tensors:
+            raise CheckpointError(
+                f"{weights.name} says that {shard} holds the tensor {name}",
+                found=f"no such tensor in {directory / shard}",
+                action="Index and shards don't belong together: download the model again.",
+            )
+    config, warnings = _config(directory)
+    return Checkpoint(
+        path=path,
+        container="safetensors",
+        tensors=tensors,
+        files=tuple(files),
+        config=config,
+        warnings=warnings,
+    )
+
+
+def interpret(stored: Checkpoint) -> Checkpoint:
+    """The model's weights: FP8 scales applied and taken out, quantized models of other kinds refused.
+
+    Raises:
+        CheckpointError: the weights are packed in a way that only their own runtime reads.
+    """
+    method = quantization_method(stored)
+    if method is not None and not _is_scaled_fp8(stored.config, method):
+        raise CheckpointError(
+            f"{stored.path} is already quantized in a format that fewbits doesn't read",
+            found=method,
+            allowed="F32, F16, BF16, or FP8 with scales; GGUF files of any type",
+            action="Start from the original, unquantized model.",
+        )
+    tensors, warnings = apply_scales(stored.tensors, stored.config)
+    return Checkpoint(
+        path=stored.path,
+        container=stored.container,
+        tensors=tensors,
+        files=stored.files,
+        config={
+            k: v for k, v in stored.config.items() if k not in ("quantization_config", "compression_config")
+        },
+        warnings=(*stored.warnings, *(f"{stored.path.name}: {w}" for w in warnings)),
+    )
+
+
+def quantization_method(stored: Checkpoint) -> str | None:
+    """How a directory's weights are quantized, by its config or its tensors' names; None if they aren't."""
+    for key in ("quantization_config", "compression_config"):
+        if isinstance(quantization := stored.config.get(key), dict):
+            return str(quantization.get("quant_method", "an unnamed quantization_config"))
+    packed = next((name for name in stored.tensors if name.endswith(_PACKED_SUFFIXES)), None)
+    return f"a packed tensor {packed}" if packed else None
+
+
+def _is_scaled_fp8(config: Mapping[str, Any], method: str) -> bool:
+    quantization = config.get("quantization_config") or config.get("compression_config")
+    if not isinstance(quantization, dict):
+        return False
+    if method == "compressed-tensors":
+        groups = quantization.get("config_groups")
+        layouts = [quantization.get("format")]
+        layouts += (
+            [g.get("format") for g in groups.values() if isinstance(g, dict)]
+            if isinstance(groups, dict)
+            else []
+        )
+        known = ("float-quantized", "dense", None)
+        return all(layout in known for layout in layouts) and "float-quantized" in layouts
+    return method in _FP8_METHODS or (method == "modelopt" and quantization.get("quant_algo") == "FP8")
+
+
+def _weights_of(directory: Path) -> Path:
+    for name in (INDEX, SINGLE):
+        if (directory / name).is_file():
+            return directory / name
+    single = [p for p in sorted(directory.glob("*.safetensors")) if not p.name.startswith("consolidated")]
+    if any(p.name.startswith("adapter_model") for p in single):
+        raise CheckpointError(
+            f"{directory} holds a LoRA adapter, not a model",
+            found="adapter_model.safetensors",
+            action="Merge it into its base model first (peft: merge_and_unload), then save_pretrained.",
+        )
+    if single and all(_SHARD_NAME.fullmatch(p.name) for p in single):
+        raise CheckpointError(
+            f"{directory} holds shards without their index",
+            found=f"{len(single)} shards, no {INDEX}",
+            action=f"Download {INDEX} into the same directory.",
+        )
+    if len(single) == 1:
+        return single[0]
+    raise CheckpointError(
+        f"{directory} holds several safetensors files and nothing that says which is the model",
+        found=", ".join(p.name for p in single[:8]),
+        allowed=f"{INDEX} or {SINGLE}",
+        action="Name one of the files instead of the directory.",
+    )
+
+
+def _indexed(index: Path) -> tuple[list[Path], dict[str, str]]:
+    """Shards in order, and by tensor the shard that the index promises it in."""
+    data = read_json(index)
+    weight_map = data.get("weight_map") if isinstance(data, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(
+            f"{index} is not an index",
+            found=f"weight_map is {type(weight_map).__name__}",
+            allowed="an object: tensor name -> file name",
+            action="Download it again.",
+        )
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or "/" in shard or "\\" in shard or not shard.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{index}: the shard of {name}",
+                found=repr(shard)[:100],
+                allowed="the name of a .safetensors file in the same directory",
+                action="Don't use this model: its index points elsewhere.",
+            )
+    wanted = Counter(weight_map.values())
+    for shard, count in sorted(wanted.items()):
+        if not (index.parent / shard).exists():
+            names = [name for name, file in weight_map.items() if file == shard]
+            more = f" and {count - 3} more" if count > 3 else ""
+            raise CheckpointError(
+                f"the shard {shard} is missing from {index.parent}",
+                found=f"{index.name} wants {count} tensors from it: {', '.join(names[:3])}{more}",
+                action="Download the missing file into the same directory.",
+            )
+    return [index.parent / shard for shard in sorted(wanted)], weight_map
+
+
+def _config(directory: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    path = directory / "config.json"
+    if not path.is_file():
+        return {}, (
+            f"{directory} has no config.json: tensors can be read, but not what kind of model they are",
+        )
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise CheckpointError(
+            f"{path} is not a model's config", found=type(config).__name__, allowed="an object"
+        )
+    return config, ()
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file.
+
+    Raises:
+        CheckpointError: it can't be read or isn't JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is not JSON", found=str(error)[:200], action="Download it again."
+        ) from error

@@ -1,0 +1,91 @@
+"""Every failure that fewbits reports to its user.
+
+FewbitsError                 exit status 2
+├── CheckpointError          the source can't be read: missing, truncated, lying, pickled, not finite
+│   └── HubError             a hub id that is neither cached nor reachable
+├── FormatError              a format's name or a shape that it can't hold
+├── ArchitectureError        a model that the target container or runtime has no place for
+├── CalibrationError         a text or a model that statistics can't be gathered from
+├── PlanError                a plan file that doesn't fit the source
+│   └── BudgetError          a size or a bit width that can't be reached
+├── OutputError              the output exists, the disk is full, the folder can't be written
+├── ResumeError              work left by an earlier run is damaged
+├── VerificationError        what was written doesn't read back as what was meant
+├── EvaluationError          models or texts that can't be compared
+└── MissingExtraError        an optional package that this command needs isn't installed
+"""
+
+from __future__ import annotations
+
+
+class FewbitsError(Exception):
+    """A failure with its cause and its cure, shown to the user without a traceback.
+
+    The message reads ``what: found F; allowed: A. action``.
+    """
+
+    exit_status = 2
+
+    def __init__(self, what: str, *, found: object = None, allowed: object = None, action: str = "") -> None:
+        self.what = what
+        self.found = found
+        self.allowed = allowed
+        self.action = action
+        facts = [f"found {found}"] if found is not None else []
+        facts += [f"allowed: {allowed}"] if allowed is not None else []
+        message = what + (": " + "; ".join(facts) if facts else "")
+        super().__init__(f"{message}. {action}" if action else message)
+
+
+class CheckpointError(FewbitsError):
+    """The source can't be read."""
+
+
+class HubError(CheckpointError):
+    """A hub id is neither in the local cache nor reachable."""
+
+
+class FormatError(FewbitsError):
+    """No such format, or a shape that the format can't hold."""
+
+
+class ArchitectureError(FewbitsError):
+    """The target container or runtime has no place for this model."""
+
+
+class CalibrationError(FewbitsError):
+    """Statistics can't be gathered from this text or model."""
+
+
+class PlanError(FewbitsError):
+    """The plan doesn't fit the source or the target."""
+
+
+class BudgetError(PlanError):
+    """No plan reaches the asked size or bit width."""
+
+
+class OutputError(FewbitsError):
+    """The output can't be written where it was asked for."""
+
+
+class ResumeError(FewbitsError):
+    """The state of an interrupted run is damaged or belongs to another run."""
+
+
+class VerificationError(FewbitsError):
+    """What was written doesn't read back as what was meant."""
+
+
+class EvaluationError(FewbitsError):
+    """The models or the text can't be compared."""
+
+
+class MissingExtraError(FewbitsError):
+    """An optional package isn't installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package}, which isn't installed",
+            action=f"Run: pip install 'fewbits[{extra}]'",
+        )

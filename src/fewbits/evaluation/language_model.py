@@ -1,0 +1,132 @@
+"""Models that are run: a Hugging Face directory or a GGUF file, as what transformers builds, in float32.
+
+A GGUF file's weights are dequantized tensor by tensor as transformers asks for them, so loading holds the
+float32 model and one tensor besides. With `activations="runtime"` its linear maps also round their inputs
+as llama.cpp does (see activations.py).
+
+Dimension letters: T tokens of a text, S positions in one pass, V tokens in the vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fewbits.architectures.interpreter import to_hugging_face
+from fewbits.checkpoint.checkpoint import Checkpoint, LazyTensor
+from fewbits.evaluation.activations import ROUNDING, ActivationRounding, RuntimeActivations
+from fewbits.language_model.text_tokenizer import TextTokenizer, open_tokenizer
+from fewbits.language_model.transformers_model import (
+    model_from_directory,
+    model_from_tensors,
+    storage_address,
+)
+
+Activations: TypeAlias = Literal["runtime", "float"]
+Floats: TypeAlias = npt.NDArray[np.float32]
+
+# Logits held at once by one model: 128 MB.
+_LOGITS = 1 << 25
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A model ready to run, with its tokenizer.
+
+    Attributes:
+        name: file or directory name.
+        tokenizer: of the model.
+        vocabulary: V, logits per position.
+        context_limit: tokens the model is made for, or None where its files don't say.
+        activations: ``runtime`` if linear maps round their inputs as llama.cpp does, else ``float``.
+    """
+
+    name: str
+    tokenizer: TextTokenizer
+    vocabulary: int
+    context_limit: int | None
+    activations: Activations
+    _model: Any
+    _roundings: Mapping[int, ActivationRounding]
+
+    def forward(self, tokens: Sequence[int], cache: Any, keep: int) -> tuple[Tensor, Any]:
+        """Run tokens that follow those in `cache` (None: from the start).
+
+        Returns:
+            The logits of the last `keep` of them, float32 [keep, V], and the cache for what comes next.
+        """
+        options = {"logits_to_keep": keep} if self._can_keep else {}
+        rounding = RuntimeActivations(self._roundings) if self._roundings else nullcontext()
+        with torch.inference_mode(), rounding:
+            output = self._model(
+                input_ids=torch.tensor([list(tokens)]), past_key_values=cache, use_cache=True, **options
+            )
+        return output.logits[0, -keep:].float(), output.past_key_values
+
+    @property
+    def _can_keep(self) -> bool:
+        return "logits_to_keep" in inspect.signature(self._model.forward).parameters
+
+    def logits(self, tokens: Sequence[int], first: int) -> Iterator[Floats]:
+        """Logits at positions first … T-1 of a text of its own, in order, as pieces of float32 [S, V].
+
+        Pieces hold at most 128 MB; each pass goes on from the key-value cache of the passes before.
+        """
+        step = max(1, _LOGITS // self.vocabulary)
+        if self._model._is_stateful:  # state-space layers continue a cache one token at a time only
+            step = len(tokens)
+        cache: Any = None
+        start = 0
+        for position in range(first, len(tokens), step):
+            stop = min(position + step, len(tokens))
+            logits, cache = self.forward(tokens[start:stop], cache, stop - position)
+            start = stop
+            yield logits.numpy()
+
+
+def load_language_model(checkpoint: Checkpoint, activations: Activations = "runtime") -> LanguageModel:
+    """Load a model and its tokenizer.
+
+    `activations` counts for GGUF files; those of Hugging Face directories stay in float32.
+
+    Raises:
+        EvaluationError: transformers can't build the model, or the file lacks some of its weights.
+        ArchitectureError: a GGUF file of an architecture that fewbits has no transformers counterpart for.
+    """
+    tokenizer = open_tokenizer(checkpoint)
+    roundings: Mapping[int, ActivationRounding] = {}
+    if checkpoint.container == "gguf":
+        config, tensors = to_hugging_face(checkpoint)
+        model = model_from_tensors(checkpoint, dict(config), tensors)
+        if activations == "runtime":
+            roundings = _roundings(model, tensors)
+    else:
+        model = model_from_directory(checkpoint)
+    text_config = model.config.get_text_config()
+    return LanguageModel(
+        name=checkpoint.path.name,
+        tokenizer=tokenizer,
+        vocabulary=text_config.vocab_size,
+        context_limit=getattr(text_config, "max_position_embeddings", None),
+        activations="runtime" if roundings else "float",
+        _model=model,
+        _roundings=roundings,
+    )
+
+
+def _roundings(model: Any, tensors: Mapping[str, LazyTensor]) -> dict[int, ActivationRounding]:
+    """How the input of each parameter's linear map is rounded, by the address of the parameter's storage."""
+    types = {name: tensor.dtype for name, tensor in tensors.items()}
+    return {
+        storage_address(parameter): ROUNDING[types[name]]
+        for name, parameter in model.named_parameters()
+        if parameter.dim() > 1 and types.get(name) in ROUNDING
+    }

@@ -1,0 +1,1 @@
+"""Containers that fewbits writes, one file or folder each."""

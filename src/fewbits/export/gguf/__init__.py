@@ -1,0 +1,1 @@
+"""Writing GGUF, the container of llama.cpp and everything built on it."""

@@ -1,0 +1,35 @@
+"""Exporters by name. Adding a container: one module with a class, and one line in `_EXPORTERS`."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+
+from fewbits.errors import FormatError
+from fewbits.export.exporter import Exporter
+
+# name -> module and class, imported on first use
+_EXPORTERS = {"gguf": ("fewbits.export.gguf.exporter", "GgufExporter")}
+
+
+def exporter_names() -> list[str]:
+    """Names of all containers that fewbits writes."""
+    return list(_EXPORTERS)
+
+
+def get_exporter(name: str) -> Exporter:
+    """The exporter called `name`; upper or lower case.
+
+    Raises:
+        FormatError: no such container; the message lists those there are.
+    """
+    if name.lower() not in _EXPORTERS:
+        raise FormatError("unknown container", found=repr(name), allowed=", ".join(_EXPORTERS))
+    return _make(name.lower())
+
+
+@cache
+def _make(name: str) -> Exporter:
+    module, class_name = _EXPORTERS[name]
+    exporter: Exporter = getattr(import_module(module), class_name)()
+    return exporter

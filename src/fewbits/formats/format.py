@@ -1,0 +1,198 @@
+"""The interface between formats and algorithms.
+
+A format says what a block of quantized numbers is; an algorithm says how codes are chosen. They meet in
+`fit`, `round` and `decode` only, so N formats and M algorithms are N + M files.
+
+Dimension letters used in this package:
+    N rows of a weight (output features; leading dimensions of an expert stack are folded into it)
+    K columns of a weight (input features)
+    B block: columns that share parameters
+    R = N * K / B: blocks of a weight, row-major, so block r covers row r // (K/B)
+    S columns rounded together in one call
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from math import prod
+from types import MappingProxyType
+from typing import Any, ClassVar, Generic, Self, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fewbits.errors import FormatError
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+Codes: TypeAlias = npt.NDArray[np.uint8]
+Parts: TypeAlias = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Params:
+    """Parameters of R blocks: a frozen dataclass of arrays whose first axis is R.
+
+    Subclasses name their arrays, e.g. one scale per block: ``d: float32 [R]``.
+    """
+
+    def take(self, blocks: slice | npt.NDArray[np.intp]) -> Self:
+        """The parameters of some of the blocks, as views where NumPy allows it."""
+        return type(self)(*(getattr(self, f.name)[blocks] for f in fields(self)))
+
+    @classmethod
+    def join(cls, pieces: Sequence[Self]) -> Self:
+        """The parameters of consecutive runs of blocks as one."""
+        return cls(*(np.concatenate([getattr(p, f.name) for p in pieces]) for f in fields(cls)))
+
+
+P = TypeVar("P", bound=Params)
+
+
+@dataclass(frozen=True)
+class LinearPart(Generic[P]):
+    """Numbers among the parameters that the decoded values of fixed codes are linear in.
+
+        decode(codes, params) = Σ coefficient * term        up to the rounding of the runtime's own product
+
+    What algorithms need to improve scales after the codes are chosen, by least squares.
+
+    Attributes:
+        columns: the columns of a block that these numbers decide.
+        coefficients: what the numbers are now, float32 [R] each.
+        terms: what each is multiplied by, for the codes uint8 [R, S] of `columns`: float32 [R, S] each.
+        replace: params with these numbers instead, rounded to what the container can hold.
+    """
+
+    columns: slice
+    coefficients: Callable[[P], tuple[Floats, ...]]
+    terms: Callable[[Codes, P], tuple[Floats, ...]]
+    replace: Callable[[P, tuple[Floats, ...]], P]
+
+
+class Format(ABC, Generic[P]):
+    """One quantized number format.
+
+    Attributes:
+        name: how users and plans call it, e.g. ``Q4_K`` or ``INT4_G64``.
+        block: columns that share parameters; K must be a multiple. 0: the whole row, whatever its length.
+        group: columns of a block that share parameters of their own, a divisor of `block`; 0: there are none.
+        step: columns rounded together (1 for scalar grids, 8 for lattice codebooks).
+        bits: exact bits per weight, scales included (for ``block == 0``: of the codes alone, see `nbytes`).
+        fallback: name of the format that takes rows whose length `block` doesn't divide, or None.
+    """
+
+    name: str
+    block: int
+    group: int = 0
+    step: int = 1
+    bits: Fraction
+    fallback: str | None = None
+    params_type: ClassVar[type[Params]]
+
+    @abstractmethod
+    def fit(self, weight: Floats, importance: Floats | None = None) -> P:
+        """Choose the parameters that minimise sum(importance * (weight - decode(round(weight)))**2).
+
+        Args:
+            weight: float32 [R, B], finite.
+            importance: float32 [R, B] or [B], not negative; None counts every column alike. A block whose
+                importance is all zero is fitted as if it were None.
+        """
+
+    @abstractmethod
+    def round(self, weight: Floats, params: P, column: int = 0) -> Codes:
+        """Nearest codes of columns column … column+S of each block: float32 [R, S] -> uint8 [R, S]."""
+
+    @abstractmethod
+    def decode(self, codes: Codes, params: P, column: int = 0) -> Floats:
+        """The values the runtime computes from codes, exactly: uint8 [R, S] -> float32 [R, S]."""
+
+    @abstractmethod
+    def pack(self, codes: Codes, params: P) -> Parts:
+        """The container's arrays for codes [N, K] and params of R blocks, bit-exact with its specification.
+
+        The first axis of every part is N (rows), so parts of consecutive rows concatenate;
+        the names in `tensor_parts` are the exception: they belong to the tensor and are equal for all rows.
+        """
+
+    @abstractmethod
+    def unpack(self, parts: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int]) -> tuple[Codes, P]:
+        """The inverse of `pack`: codes [N, K] and params of R blocks."""
+
+    def linear_parts(self) -> tuple[LinearPart[P], ...]:
+        """What may be refitted for fixed codes, innermost first; empty if nothing may change."""
+        return ()
+
+    def fit_group(self, weight: Floats, params: P, group: int, importance: Floats | None = None) -> P:
+        """Choose anew the parameters that belong to one group alone, all others kept.
+
+        Args:
+            weight: float32 [R, group], the columns of the group.
+            params: of the R blocks.
+            group: which group of the block.
+            importance: float32 [group], or None.
+        """
+        del weight, group, importance
+        return params
+
+    tensor_parts: tuple[str, ...] = ()
+
+    # Rows of a chunk must be a multiple of this, except the last chunk's, for packed parts to concatenate:
+    # compressed-tensors packs the zero points of several rows into one integer.
+    rows_together: int = 1
+
+    # The container's dtype of each part, where NumPy has no such type: BF16 (held as uint16), F8_E4M3 and
+    # F8_E5M2 (held as uint8). Parts that are not named have the dtype of their array.
+    part_dtypes: Mapping[str, str] = MappingProxyType({})
+
+    def prepare(self, chunks: Iterable[Floats]) -> Format[P]:
+        """This format bound to one tensor, given its rows in chunks [n, K].
+
+        Formats with a parameter of the whole tensor (NVFP4's global scale) return a bound copy;
+        the others return themselves without touching the iterator.
+        """
+        del chunks
+        return self
+
+    @abstractmethod
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        """Exact bytes of a tensor of this shape in this format, all parts together."""
+
+    def block_of(self, columns: int) -> int:
+        """Columns that share parameters in rows of this length.
+
+        Raises:
+            FormatError: when the block doesn't divide the row.
+        """
+        block = self.block or columns
+        if columns == 0 or columns % block:
+            raise FormatError(
+                f"{self.name} holds rows whose length is a multiple of {block}", found=f"rows of {columns}"
+            )
+        return block
+
+    def bits_per_weight(self, shape: tuple[int, ...]) -> float:
+        """Bits per weight of a tensor of this shape, scales included."""
+        return 8 * self.nbytes(shape) / prod(shape)
+
+
+@dataclass(frozen=True)
+class QTensor:
+    """A quantized tensor: codes uint8 [N, K] and the params of its R blocks, in one format."""
+
+    format: Format[Any]
+    shape: tuple[int, int]
+    codes: Codes
+    params: Params
+
+    def dequantize(self) -> Floats:
+        """The values the runtime sees, float32 [N, K]."""
+        block = self.format.block_of(self.shape[1])
+        return self.format.decode(self.codes.reshape(-1, block), self.params).reshape(self.shape)
+
+    def pack(self) -> Parts:
+        """The container's arrays."""
+        return self.format.pack(self.codes, self.params)

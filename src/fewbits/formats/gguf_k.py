@@ -1,0 +1,410 @@
+"""GGUF's k-quants: blocks of 256 columns whose groups have integer sub-scales of one or two float16 scales.
+
+    Q6_K Q3_K        w = (d * sub) * (code - zero)         16 groups of 16
+    Q2_K             w = (d * sub) * code - dmin * low     16 groups of 16
+    Q5_K Q4_K        w = (d * sub) * code - dmin * low      8 groups of 32
+
+Layouts are drawn in docs/formats.md and below; all integers are little-endian, d and dmin are float16.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fewbits.formats.format import Codes, Floats, LinearPart, Params
+from fewbits.formats.gguf_block import (
+    BlockFormat,
+    Bytes,
+    fold,
+    from_half_bytes,
+    half,
+    half_bytes,
+    per_column,
+    reciprocal,
+    unfold,
+)
+from fewbits.formats.gguf_search import Grid, Tile, UniformGrid, fan, trims
+from fewbits.formats.gguf_super_search import (
+    search_both_ways,
+    search_group_pair,
+    search_group_scale,
+    search_super_scale,
+)
+from fewbits.formats.registry import register
+
+# Candidates, as in gguf_legacy.py. The first place of a signed grid is plain rounding.
+Q6_K_PLACES = fan((-32, -32, 1), (-33, -24, 12), (24, 32, 10))
+Q6_K_WEIGHTED = fan((-32, -32, 1), (-33, -16, 26), (16, 32, 24))
+Q3_K_PLACES = fan((-4, -4, 1), (-4.6, -2.6, 9), (2.2, 4, 6))
+
+# The largest sub-scale of a block needn't take the end of its range: another d may suit the others better.
+INT8_PLACES = fan((-128, -128, 1), (-130, -112, 10), (112, 130, 10))
+INT6_PLACES = fan((-32, -32, 1), (-33.5, -27, 10), (27, 32.5, 10))
+UINT6_PLACES = fan((66, 53, 8))
+UINT4_PLACES = fan((15.75, 12, 8))
+
+# Sub-scales tried in each round: as far from the current one as this, 0 for all 64 (see `_move_subs`).
+# With importance a group has many good scales far apart, and only trying all finds the best.
+NEAR = (2, 1)
+WIDE = (4, 2, 1)
+ALL = (0, 1)
+
+# Cuts in steps of the grid (see `trims`). At two bits a step is a third of the range, so cuts are finer, and
+# with importance deeper: most of a group may be cut off.
+K_CUTS = (-0.3, 1.5, 5)
+K_WEIGHTED_CUTS = (-0.3, 1.8, 7)
+Q2_K_CUTS = (-0.1, 0.9, 5)
+Q2_K_WEIGHTED_CUTS = (-0.1, 1.6, 8)
+
+# Rounds of moves and refits; a third gained 0.1 to 0.4 %.
+ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class SuperScaleParams(Params):
+    """Scale of group i of block r = d[r] * sub[r, i].
+
+    Attributes:
+        d: float32 [R], exactly a float16, possibly negative.
+        sub: int8 [R, G].
+    """
+
+    d: Floats
+    sub: npt.NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class SuperAffineParams(Params):
+    """Scale of group i of block r = d[r] * sub[r, i], what is subtracted = dmin[r] * low[r, i].
+
+    Attributes:
+        d: float32 [R], exactly a float16, possibly negative.
+        dmin: float32 [R], exactly a float16, possibly negative.
+        sub: uint8 [R, G].
+        low: uint8 [R, G].
+    """
+
+    d: Floats
+    dmin: Floats
+    sub: Codes
+    low: Codes
+
+
+class SuperScaleFormat(BlockFormat[SuperScaleParams]):
+    """w = (d * sub) * level of the code.
+
+    Attributes:
+        grid: levels of the codes.
+        limits: smallest and largest sub.
+        places: of the largest weight of a group, without and with importance.
+        super_places: of the largest scale of a block.
+        windows: sub-scales tried, without and with importance.
+    """
+
+    params_type: ClassVar[type[Params]] = SuperScaleParams
+    grid: Grid
+    limits: tuple[int, int]
+    places: tuple[tuple[float, ...], tuple[float, ...]]
+    super_places: tuple[float, ...]
+    windows: tuple[tuple[int, ...], tuple[int, ...]]
+
+    def _search(self, weight: Floats, importance: Floats | None) -> SuperScaleParams:
+        tile = Tile(weight, importance, self.grid)
+        weighted = importance is not None
+        found = search_super_scale(
+            tile, self.places[weighted], self.super_places, self.limits, self.windows[weighted]
+        )
+        return SuperScaleParams(found.d, np.ascontiguousarray(found.sub.T.astype(np.int8)))
+
+    def round(self, weight: Floats, params: SuperScaleParams, column: int = 0) -> Codes:
+        """Nearest codes: float32 [R, S] -> uint8 [R, S]."""
+        inverse = reciprocal(_scales(params))
+        with np.errstate(over="ignore"):  # infinitely many steps are clipped like many
+            return self.grid.encode(weight * per_column(inverse, column, weight.shape[1], self.group))
+
+    def decode(self, codes: Codes, params: SuperScaleParams, column: int = 0) -> Floats:
+        """(d * sub) * level: uint8 [R, S] -> float32 [R, S]."""
+        values = self.grid.decode(codes)
+        scale = per_column(_scales(params), column, codes.shape[1], self.group)
+        return np.multiply(values, scale, out=values)
+
+    def linear_parts(self) -> tuple[LinearPart[SuperScaleParams], ...]:
+        """The sub-scale of each group, then d."""
+        groups = self.block // self.group
+        whole = LinearPart[SuperScaleParams](
+            slice(0, self.block),
+            lambda params: (params.d,),
+            lambda codes, params: (
+                self.grid.decode(codes) * np.repeat(params.sub.astype(np.float32), self.group, axis=1),
+            ),
+            lambda params, scales: replace(params, d=half(scales[0])),
+        )
+        return (*map(self._sub_part, range(groups)), whole)
+
+    def _sub_part(self, group: int) -> LinearPart[SuperScaleParams]:
+        low, high = self.limits
+
+        def put(params: SuperScaleParams, scales: tuple[Floats, ...]) -> SuperScaleParams:
+            return replace(params, sub=_with_column(params.sub, group, np.clip(scales[0], low, high)))
+
+        return LinearPart(
+            slice(group * self.group, (group + 1) * self.group),
+            lambda params: (params.sub[:, group].astype(np.float32),),
+            lambda codes, params: (self.grid.decode(codes) * params.d[:, None],),
+            put,
+        )
+
+    def fit_group(
+        self, weight: Floats, params: SuperScaleParams, group: int, importance: Floats | None = None
+    ) -> SuperScaleParams:
+        """Choose the sub-scale of one group anew, see `Format.fit_group`."""
+        tile = Tile(*self._columns_first(weight, importance), self.grid)
+        current = params.sub[:, group].astype(np.float32)
+        places = self.places[importance is not None]
+        sub = search_group_scale(tile, params.d, current, places, self.limits)
+        return replace(params, sub=_with_column(params.sub, group, sub))
+
+
+def _with_column(table: npt.NDArray[Any], group: int, column: Floats) -> npt.NDArray[Any]:
+    """A copy of integers [R, G] with others, rounded, in one column."""
+    table = table.copy()
+    table[:, group] = np.rint(column)
+    return table
+
+
+def _scales(params: SuperScaleParams | SuperAffineParams) -> Floats:
+    return params.d[:, None] * params.sub.astype(np.float32)
+
+
+class SuperAffineFormat(BlockFormat[SuperAffineParams]):
+    """w = (d * sub) * code - dmin * low.
+
+    Attributes:
+        grid: 0 … the highest code.
+        highest: largest sub and low.
+        cuts: see `trims`, without and with importance.
+        super_places: of the largest scale and of the largest minimum of a block.
+    """
+
+    params_type: ClassVar[type[Params]] = SuperAffineParams
+    grid: UniformGrid
+    highest: int = 63
+    cuts: tuple[tuple[tuple[float, float], ...], tuple[tuple[float, float], ...]]
+    super_places: tuple[float, ...] = UINT6_PLACES
+
+    def _search(self, weight: Floats, importance: Floats | None) -> SuperAffineParams:
+        cuts = self.cuts[importance is not None]
+        found = search_both_ways(weight, importance, self.grid, cuts, self.super_places, self.highest, ROUNDS)
+        sub, low = (np.ascontiguousarray(part.T.astype(np.uint8)) for part in (found.sub, found.low))
+        return SuperAffineParams(found.d, found.dmin, sub, low)
+
+    def round(self, weight: Floats, params: SuperAffineParams, column: int = 0) -> Codes:
+        """Nearest codes: float32 [R, S] -> uint8 [R, S]."""
+        count = weight.shape[1]
+        with np.errstate(over="ignore"):
+            steps = weight + per_column(_minima(params), column, count, self.group)
+            inverse = per_column(reciprocal(_scales(params)), column, count, self.group)
+            np.multiply(steps, inverse, out=steps)
+            return self.grid.encode(steps)
+
+    def decode(self, codes: Codes, params: SuperAffineParams, column: int = 0) -> Floats:
+        """(d * sub) * code - dmin * low: uint8 [R, S] -> float32 [R, S]."""
+        count = codes.shape[1]
+        values = codes.astype(np.float32)
+        np.multiply(values, per_column(_scales(params), column, count, self.group), out=values)
+        return np.subtract(values, per_column(_minima(params), column, count, self.group), out=values)
+
+    def linear_parts(self) -> tuple[LinearPart[SuperAffineParams], ...]:
+        """Sub-scale and minimum of each group, then d and dmin."""
+        whole = LinearPart[SuperAffineParams](
+            slice(0, self.block),
+            lambda params: (params.d, params.dmin),
+            lambda codes, params: (
+                self.grid.decode(codes) * np.repeat(params.sub.astype(np.float32), self.group, axis=1),
+                -np.repeat(params.low.astype(np.float32), self.group, axis=1),
+            ),
+            lambda params, scales: replace(params, d=half(scales[0]), dmin=half(scales[1])),
+        )
+        return (*map(self._pair_part, range(self.block // self.group)), whole)
+
+    def _pair_part(self, group: int) -> LinearPart[SuperAffineParams]:
+        def put(params: SuperAffineParams, scales: tuple[Floats, ...]) -> SuperAffineParams:
+            sub, low = (np.clip(numbers, 0, self.highest) for numbers in scales)
+            return self._with_pair(params, group, sub, low)
+
+        return LinearPart(
+            slice(group * self.group, (group + 1) * self.group),
+            lambda params: (params.sub[:, group].astype(np.float32), params.low[:, group].astype(np.float32)),
+            lambda codes, params: (
+                self.grid.decode(codes) * params.d[:, None],
+                np.broadcast_to(-params.dmin[:, None], codes.shape),
+            ),
+            put,
+        )
+
+    @staticmethod
+    def _with_pair(params: SuperAffineParams, group: int, sub: Floats, low: Floats) -> SuperAffineParams:
+        sub_table, low_table = _with_column(params.sub, group, sub), _with_column(params.low, group, low)
+        return replace(params, sub=sub_table, low=low_table)
+
+    def fit_group(
+        self, weight: Floats, params: SuperAffineParams, group: int, importance: Floats | None = None
+    ) -> SuperAffineParams:
+        """Choose sub-scale and minimum of one group anew, see `Format.fit_group`."""
+        sign = np.where(params.d < 0, np.float32(-1), np.float32(1))
+        tile = Tile(*self._columns_first(weight * sign[:, None], importance), self.grid)
+        current = params.sub[:, group].astype(np.float32), params.low[:, group].astype(np.float32)
+        steps = params.d * sign, params.dmin * sign
+        found = search_group_pair(tile, steps, current, self.cuts[importance is not None], self.highest)
+        return self._with_pair(params, group, *found)
+
+
+def _minima(params: SuperAffineParams) -> Floats:
+    return params.dmin[:, None] * params.low.astype(np.float32)
+
+
+class Q6K(SuperScaleFormat):
+    """Byte 0 ql[128], 128 qh[64], 192 sub[16] int8, 208 d.
+
+    For each half of the block (128 codes c, 64 bytes of ql, 32 bytes of qh):
+        ql[l], l < 64:  | c[l + 64] & 15 : 4 | c[l] & 15 : 4 |
+        qh[l], l < 32:  | c[l + 96] >> 4 : 2 | c[l + 64] >> 4 : 2 | c[l + 32] >> 4 : 2 | c[l] >> 4 : 2 |
+    """
+
+    group = 16
+    grid = UniformGrid(-32, 31)
+    limits = (-128, 127)
+    places = (Q6_K_PLACES, Q6_K_WEIGHTED)
+    super_places = INT8_PLACES
+    windows = (NEAR, WIDE)
+
+    def _pack_blocks(self, codes: Codes, params: SuperScaleParams) -> list[Bytes]:
+        low, high = fold(codes & np.uint8(15), 4, 64), fold(codes >> np.uint8(4), 2, 32)
+        return [low, high, params.sub.view(np.uint8), half_bytes(params.d)]
+
+    def _unpack_blocks(self, data: Bytes) -> tuple[Codes, SuperScaleParams]:
+        codes = unfold(data[:, :128], 4, 64) | unfold(data[:, 128:192], 2, 32) << np.uint8(4)
+        sub = np.ascontiguousarray(data[:, 192:208]).view(np.int8)
+        return codes, SuperScaleParams(from_half_bytes(data[:, 208:]), sub)
+
+
+class Q3K(SuperScaleFormat):
+    """Byte 0 hmask[32], 32 qs[64], 96 subs[12], 108 d.
+
+    hmask[l]: bit i = c[32i + l] >> 2. For each half of the block (128 codes c, 32 bytes of qs):
+        qs[l]:  | c[l + 96] & 3 : 2 | c[l + 64] & 3 : 2 | c[l + 32] & 3 : 2 | c[l] & 3 : 2 |
+    With s[i] = sub[i] + 32:
+        subs[i], i < 8:      | s[i + 8] & 15 : 4 | s[i] & 15 : 4 |
+        subs[8 + i], i < 4:  | s[i + 12] >> 4 : 2 | s[i + 8] >> 4 : 2 | s[i + 4] >> 4 : 2 | s[i] >> 4 : 2 |
+    """
+
+    group = 16
+    grid = UniformGrid(-4, 3)
+    limits = (-32, 31)
+    places = (Q3_K_PLACES, Q3_K_PLACES)
+    super_places = INT6_PLACES
+    windows = (NEAR, ALL)
+
+    def _pack_blocks(self, codes: Codes, params: SuperScaleParams) -> list[Bytes]:
+        shifted = (params.sub + np.int8(32)).view(np.uint8)
+        subs = [fold(shifted & np.uint8(15), 4, 8), fold(shifted >> np.uint8(4), 2, 4)]
+        low, high = fold(codes & np.uint8(3), 2, 32), fold(codes >> np.uint8(2), 1, 32)
+        return [high, low, *subs, half_bytes(params.d)]
+
+    def _unpack_blocks(self, data: Bytes) -> tuple[Codes, SuperScaleParams]:
+        codes = unfold(data[:, 32:96], 2, 32) | unfold(data[:, :32], 1, 32) << np.uint8(2)
+        shifted = unfold(data[:, 96:104], 4, 8) | unfold(data[:, 104:108], 2, 4) << np.uint8(4)
+        return codes, SuperScaleParams(from_half_bytes(data[:, 108:]), shifted.view(np.int8) - np.int8(32))
+
+
+class Q2K(SuperAffineFormat):
+    """Byte 0 subs[16], 16 qs[64], 80 d, 82 dmin.
+
+    subs[i]:  | low[i] : 4 | sub[i] : 4 |. For each half of the block (128 codes c, 32 bytes of qs):
+        qs[l]:  | c[l + 96] : 2 | c[l + 64] : 2 | c[l + 32] : 2 | c[l] : 2 |
+    """
+
+    group = 16
+    grid = UniformGrid(0, 3)
+    highest = 15
+    cuts = (trims(*Q2_K_CUTS, 3), trims(*Q2_K_WEIGHTED_CUTS, 3))
+    super_places = UINT4_PLACES
+
+    def _pack_blocks(self, codes: Codes, params: SuperAffineParams) -> list[Bytes]:
+        subs = params.sub | params.low << np.uint8(4)
+        return [subs, fold(codes, 2, 32), half_bytes(params.d), half_bytes(params.dmin)]
+
+    def _unpack_blocks(self, data: Bytes) -> tuple[Codes, SuperAffineParams]:
+        subs = data[:, :16]
+        d, dmin = from_half_bytes(data[:, 80:82]), from_half_bytes(data[:, 82:])
+        params = SuperAffineParams(d, dmin, subs & np.uint8(15), subs >> np.uint8(4))
+        return unfold(data[:, 16:80], 2, 32), params
+
+
+# sub and low of eight groups, six bits each, in 12 bytes:
+#   byte i, i < 4:      | sub[i + 4] >> 4 : 2 | sub[i] : 6 |
+#   byte 4 + i:         | low[i + 4] >> 4 : 2 | low[i] : 6 |
+#   byte 8 + i:         | low[i + 4] & 15 : 4 | sub[i + 4] & 15 : 4 |
+def _pack_pairs(sub: Codes, low: Codes) -> Bytes:
+    four, fifteen = np.uint8(4), np.uint8(15)
+    top = [part[:, :4] | part[:, 4:] >> four << np.uint8(6) for part in (sub, low)]
+    return np.concatenate([*top, sub[:, 4:] & fifteen | (low[:, 4:] & fifteen) << four], axis=1)
+
+
+def _unpack_pairs(data: Bytes) -> tuple[Codes, Codes]:
+    four, top, bottom = np.uint8(4), np.uint8(48), np.uint8(63)
+    first, second, rest = data[:, :4], data[:, 4:8], data[:, 8:12]
+    sub = np.concatenate([first & bottom, rest & np.uint8(15) | first >> np.uint8(2) & top], axis=1)
+    low = np.concatenate([second & bottom, rest >> four | second >> np.uint8(2) & top], axis=1)
+    return sub, low
+
+
+class Q4K(SuperAffineFormat):
+    """Byte 0 d, 2 dmin, 4 subs[12] (see `_pack_pairs`), 16 qs[128].
+
+    For each quarter of the block (64 codes c, 32 bytes of qs):  qs[l]:  | c[l + 32] : 4 | c[l] : 4 |
+    """
+
+    grid = UniformGrid(0, 15)
+    cuts = (trims(*K_CUTS, 15), trims(*K_WEIGHTED_CUTS, 15))
+
+    def _pack_blocks(self, codes: Codes, params: SuperAffineParams) -> list[Bytes]:
+        scales = [half_bytes(params.d), half_bytes(params.dmin), _pack_pairs(params.sub, params.low)]
+        return [*scales, fold(codes, 4, 32)]
+
+    def _unpack_blocks(self, data: Bytes) -> tuple[Codes, SuperAffineParams]:
+        return unfold(data[:, 16:], 4, 32), _unpack_scales(data)
+
+
+class Q5K(SuperAffineFormat):
+    """Byte 0 d, 2 dmin, 4 subs[12] (see `_pack_pairs`), 16 qh[32], 48 qs[128].
+
+    qh[l]: bit i = c[32i + l] >> 4; qs as in Q4_K with the low four bits.
+    """
+
+    grid = UniformGrid(0, 31)
+    cuts = (trims(*K_CUTS, 31), trims(*K_WEIGHTED_CUTS, 31))
+
+    def _pack_blocks(self, codes: Codes, params: SuperAffineParams) -> list[Bytes]:
+        scales = [half_bytes(params.d), half_bytes(params.dmin), _pack_pairs(params.sub, params.low)]
+        return [*scales, fold(codes >> np.uint8(4), 1, 32), fold(codes & np.uint8(15), 4, 32)]
+
+    def _unpack_blocks(self, data: Bytes) -> tuple[Codes, SuperAffineParams]:
+        codes = unfold(data[:, 48:], 4, 32) | unfold(data[:, 16:48], 1, 32) << np.uint8(4)
+        return codes, _unpack_scales(data)
+
+
+def _unpack_scales(data: Bytes) -> SuperAffineParams:
+    d, dmin = from_half_bytes(data[:, :2]), from_half_bytes(data[:, 2:4])
+    return SuperAffineParams(d, dmin, *_unpack_pairs(data[:, 4:16]))
+
+
+Q6_K = register(Q6K("Q6_K"))
+Q5_K = register(Q5K("Q5_K"))
+Q4_K = register(Q4K("Q4_K"))
+Q3_K = register(Q3K("Q3_K"))
+Q2_K = register(Q2K("Q2_K"))

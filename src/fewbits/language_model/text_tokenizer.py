@@ -1,0 +1,235 @@
+"""Text to token ids and back, for Hugging Face directories and GGUF files alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from fewbits.checkpoint.checkpoint import Checkpoint
+from fewbits.errors import EvaluationError
+
+
+class TextTokenizer(Protocol):
+    """What evaluating and generating need of a tokenizer.
+
+    Attributes:
+        bos_id: the token that begins a text, or None.
+        add_bos: whether the model expects it in front of every text.
+        eos_ids: the tokens that end the model's answer.
+    """
+
+    @property
+    def bos_id(self) -> int | None:
+        """See the class."""
+
+    @property
+    def add_bos(self) -> bool:
+        """See the class."""
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """See the class."""
+
+    def encode(self, text: str, *, markup: bool) -> list[int]:
+        """Token ids without beginning and end; with `markup`, names of special tokens become those tokens."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+
+    def pieces(self) -> Sequence[str | None]:
+        """The vocabulary's strings by token id; None where an id has none."""
+
+    def chat_prompt(self, message: str) -> str:
+        """A user's message in the model's chat markup, up to where the model's answer begins.
+
+        Raises:
+            EvaluationError: the model has no chat template, or its template refuses the message.
+        """
+
+    def conversation(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """A whole conversation (``role`` and ``content`` of each message) in the model's chat markup.
+
+        Raises:
+            EvaluationError: as above.
+        """
+
+
+class HuggingFaceTokenizer:
+    """The tokenizer of a Hugging Face directory."""
+
+    def __init__(self, directory: Path) -> None:
+        from transformers import AutoTokenizer
+
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            raise EvaluationError(
+                f"{directory} has no tokenizer that transformers can load",
+                found=_first_line(error),
+                action="Put the model's tokenizer.json and tokenizer_config.json beside its weights",
+            ) from error
+        self.bos_id: int | None = self._tokenizer.bos_token_id
+        begun = self._tokenizer.encode("a", add_special_tokens=True)
+        self.add_bos = self.bos_id is not None and begun[:1] == [self.bos_id]
+        self.eos_ids = frozenset(self._end_tokens(directory))
+
+    def _end_tokens(self, directory: Path) -> list[int]:
+        from transformers import GenerationConfig
+
+        ends = [self._tokenizer.eos_token_id]
+        if (directory / "generation_config.json").is_file():
+            stated = GenerationConfig.from_pretrained(directory, local_files_only=True).eos_token_id
+            ends += stated if isinstance(stated, list) else [stated]
+        return [end for end in ends if end is not None]
+
+    def encode(self, text: str, *, markup: bool) -> list[int]:
+        """See `TextTokenizer`."""
+        # verbose=False: no warning of texts longer than the model's context; they are cut into chunks later.
+        ids: list[int] = self._tokenizer.encode(
+            text, add_special_tokens=False, split_special_tokens=not markup, verbose=False
+        )
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `TextTokenizer`."""
+        text: str = self._tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def pieces(self) -> Sequence[str | None]:
+        """See `TextTokenizer`."""
+        vocabulary: Mapping[str, int] = self._tokenizer.get_vocab()
+        strings: list[str | None] = [None] * (max(vocabulary.values()) + 1)
+        for string, token in vocabulary.items():
+            strings[token] = string
+        return strings
+
+    def chat_prompt(self, message: str) -> str:
+        """See `TextTokenizer`."""
+        return self._render([{"role": "user", "content": message}], add_generation_prompt=True)
+
+    def conversation(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """See `TextTokenizer`."""
+        return self._render(messages, add_generation_prompt=False)
+
+    def _render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
+        from jinja2 import TemplateError
+
+        if not self._tokenizer.chat_template:
+            raise _no_chat_template()
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise _refused_by_template(error) from error
+        return text
+
+
+class GgufTokenizer:
+    """The tokenizer that a GGUF file carries in its metadata."""
+
+    def __init__(self, metadata: Mapping[str, Any]) -> None:
+        from fewbits.checkpoint.gguf_tokenizer import tokenizer_from_metadata
+
+        self._tokenizer = tokenizer_from_metadata(metadata)
+        self._pieces: Sequence[str] = metadata["tokenizer.ggml.tokens"]
+        self.bos_id: int | None = self._tokenizer.bos_id
+        self.add_bos = bool(self._tokenizer.add_bos and self.bos_id is not None)
+        self.eos_ids = frozenset(self._tokenizer.eos_ids)
+
+    def encode(self, text: str, *, markup: bool) -> list[int]:
+        """See `TextTokenizer`."""
+        return list(self._tokenizer.encode(text, add_special=False, parse_special=markup))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `TextTokenizer`."""
+        return self._tokenizer.decode(list(ids))
+
+    def pieces(self) -> Sequence[str | None]:
+        """See `TextTokenizer`."""
+        return self._pieces
+
+    def chat_prompt(self, message: str) -> str:
+        """See `TextTokenizer`."""
+        return self._render([{"role": "user", "content": message}], add_generation_prompt=True)
+
+    def conversation(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """See `TextTokenizer`."""
+        return self._render(messages, add_generation_prompt=False)
+
+    def _render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
+        template = self._tokenizer.chat_template
+        if not template:
+            raise _no_chat_template()
+        ends = sorted(self.eos_ids)
+        return render_conversation(
+            template,
+            messages,
+            add_generation_prompt,
+            bos_token="" if self.bos_id is None else self._pieces[self.bos_id],
+            eos_token=self._pieces[ends[0]] if ends else "",
+        )
+
+
+def render_chat_template(template: str, message: str, **tokens: str) -> str:
+    """A user's message in a chat template's markup, up to the model's answer; see `render_conversation`."""
+    return render_conversation(template, [{"role": "user", "content": message}], True, **tokens)
+
+
+def render_conversation(
+    template: str, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, **tokens: str
+) -> str:
+    """Fill in a chat template from a model file, which may come from anyone: in Jinja's sandbox.
+
+    Raises:
+        EvaluationError: the template is not valid, or refuses the message.
+    """
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(reason: str) -> str:
+        raise TemplateError(reason)
+
+    # trim_blocks, lstrip_blocks and the names below are what chat templates are written for (transformers).
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
+    try:
+        return environment.from_string(template).render(
+            messages=list(messages), add_generation_prompt=add_generation_prompt, **tokens
+        )
+    except (TemplateError, TypeError) as error:
+        raise _refused_by_template(error) from error
+
+
+def _no_chat_template() -> EvaluationError:
+    return EvaluationError("the model has no chat template", action="Leave out --chat to continue raw text")
+
+
+def _refused_by_template(error: Exception) -> EvaluationError:
+    return EvaluationError(
+        "the model's chat template can't be filled in",
+        found=_first_line(error),
+        action="Leave out --chat to continue raw text",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def open_tokenizer(checkpoint: Checkpoint) -> TextTokenizer:
+    """The tokenizer that belongs to a model.
+
+    Raises:
+        EvaluationError: the model comes without a tokenizer that can be loaded.
+    """
+    if checkpoint.container == "gguf":
+        return GgufTokenizer(checkpoint.metadata)
+    return HuggingFaceTokenizer(checkpoint.path)

@@ -1,0 +1,172 @@
+"""Quantizing with statistics: one task per piece of a tensor, in worker processes, files as input.
+
+A worker opens the source and the statistics itself, so that tasks are a few names and numbers; it runs
+single-threaded, since tasks run side by side.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fewbits.algorithms.registry import get_algorithm
+from fewbits.calibration.store import StatisticsStore
+from fewbits.checkpoint.source import open_checkpoint
+from fewbits.export.exporter import OutputTensor
+from fewbits.export.registry import get_exporter
+from fewbits.formats import get_format
+from fewbits.pipeline.statistics_rows import Segment, segment_statistics
+from fewbits.pipeline.tensors import Bytes, Chunk, not_finite
+from fewbits.planning.plan import TensorChoice
+
+# Weights in one task: enough to spread a large embedding over the workers, few enough to bound memory.
+TASK_WEIGHTS = 1 << 23
+# float32 arrays of a task's size that an algorithm holds at once, and of K x K.
+TASK_ARRAYS, SQUARE_ARRAYS = 8, 6
+WINDOW = 2
+# Each worker runs one task; a second level of threads would only contend.
+_SINGLE = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a worker opens: the source, the container and the statistics, all by name."""
+
+    source: str
+    target: str
+    store: str
+
+
+@dataclass(frozen=True)
+class _Task:
+    material: Material
+    tensor: str
+    start: int
+    stop: int
+    segment: Segment
+    choice: TensorChoice
+    effort: str
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Statistics of a model, and how its container's tensors relate to them.
+
+    Attributes:
+        material: what worker processes open.
+        segments: container tensor name -> runs of its rows with statistics.
+        name: of the text.
+        sha256: of its bytes.
+        starved: experts that saw too few tokens -> how many.
+    """
+
+    material: Material
+    segments: Mapping[str, list[Segment]]
+    name: str
+    sha256: str
+    starved: Mapping[str, int] = field(default_factory=dict)
+
+
+@contextmanager
+def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes for single-threaded tasks; started afresh, since PyTorch's threads don't survive a fork."""
+    before = {name: os.environ.get(name) for name in _SINGLE}
+    os.environ.update(dict.fromkeys(_SINGLE, "1"))
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@lru_cache(1)
+def open_tensors(source: str, target: str) -> Mapping[str, OutputTensor]:
+    """The container's tensors of a source, by name."""
+    return {t.name: t for t in get_exporter(target).tensors(open_checkpoint(source))}
+
+
+@lru_cache(1)
+def open_store(folder: str) -> StatisticsStore:
+    """The statistics in a folder."""
+    return StatisticsStore(Path(folder))
+
+
+def _run(task: _Task) -> tuple[Bytes, bool]:
+    tensor = open_tensors(task.material.source, task.material.target)[task.tensor]
+    weight = tensor.source.rows(task.start, task.stop)
+    if not np.isfinite(weight).all():
+        raise not_finite(tensor)
+    statistics = segment_statistics(open_store(task.material.store), task.segment, task.start, task.stop)
+    fmt = get_format(task.choice.format)
+    name = task.choice.algorithm
+    chosen = get_algorithm(name).quantize_checked(weight, fmt, statistics, task.effort)
+    data = np.ascontiguousarray(chosen.qtensor.pack()["data"]).reshape(-1)
+    return data, chosen.algorithm == name
+
+
+def _tasks(
+    calibration: Calibration, tensor: OutputTensor, choice: TensorChoice, effort: str
+) -> Iterator[_Task]:
+    step = max(32, TASK_WEIGHTS // max(tensor.shape[-1], 1) // 32 * 32)
+    for segment in calibration.segments[tensor.name]:
+        end = segment.start + len(segment.rows)
+        for start in range(segment.start, end, step):
+            stop = min(start + step, end)
+            piece = Segment(
+                segment.parameter, start, segment.rows[start - segment.start : stop - segment.start]
+            )
+            yield _Task(calibration.material, tensor.name, start, stop, piece, choice, effort)
+
+
+def calibrated_chunks(
+    calibration: Calibration,
+    tensors: Iterable[OutputTensor],
+    choices: Mapping[str, TensorChoice],
+    effort: str,
+    workers: int,
+) -> Iterator[tuple[Chunk, bool]]:
+    """The bytes of all tensors, piece by piece in order, and whether the plan's algorithm was kept for each.
+
+    Raises:
+        CheckpointError: a weight that isn't finite; the message counts them.
+    """
+    with worker_pool(workers) as pool:
+        waiting: deque[tuple[OutputTensor, _Task, bool, Future[tuple[Bytes, bool]]]] = deque()
+        for tensor in tensors:
+            tasks = list(_tasks(calibration, tensor, choices[tensor.name], effort))
+            for task in tasks:
+                waiting.append((tensor, task, task is tasks[-1], pool.submit(_run, task)))
+                if len(waiting) > WINDOW * workers:
+                    yield _finish(*waiting.popleft())
+        while waiting:
+            yield _finish(*waiting.popleft())
+
+
+def _finish(tensor: OutputTensor, task: _Task, last: bool, future: Future[Any]) -> tuple[Chunk, bool]:
+    data, kept = future.result()
+    return Chunk(tensor, data, (task.stop - task.start) * tensor.shape[-1], last), kept
+
+
+def calibrated_memory(tensors: Iterable[OutputTensor], workers: int, base: int) -> int:
+    """Bytes that the workers hold at once, at most; `base` is that of a process without work."""
+    largest = 0
+    for tensor in tensors:
+        rows, columns = tensor.source.matrix
+        rows = min(rows, max(32, TASK_WEIGHTS // max(columns, 1)))
+        largest = max(largest, 4 * (TASK_ARRAYS * rows * columns + SQUARE_ARRAYS * columns * columns))
+    return workers * (base + largest)

@@ -1,0 +1,91 @@
+"""What the user asked for, and the choice of formats that needs no calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fewbits.errors import PlanError
+from fewbits.export.exporter import Exporter, OutputTensor
+from fewbits.planning.allocation import allocate, uniform
+from fewbits.planning.byte_size import parse_bytes
+from fewbits.planning.pins import parse_pins, pinned_formats
+from fewbits.planning.plan import TensorChoice, read_plan
+
+DEFAULT_FORMAT = "Q4_K"
+FileSize = Callable[[Mapping[str, TensorChoice]], int]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """At most one of format, bits, size, max_kl, plan and like; none: the default.
+
+    Attributes:
+        format: one format for all layers.
+        bits: average bits per weight, at most.
+        size: bytes of the output, at most; an int or text such as ``91MB``.
+        max_kl: predicted KL divergence in nats per token, at most; needs a calibrated effort.
+        plan: a plan file.
+        like: an artifact made by fewbits, whose plan, effort and seed are taken.
+        pins: ``PATTERN=FORMAT`` texts that fix the format of some tensors.
+    """
+
+    format: str | None = None
+    bits: float | None = None
+    size: str | int | None = None
+    max_kl: float | None = None
+    plan: str | Path | None = None
+    like: str | Path | None = None
+    pins: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        given = [
+            name
+            for name in ("format", "bits", "size", "max_kl", "plan", "like")
+            if getattr(self, name) is not None
+        ]
+        if len(given) > 1:
+            raise PlanError(
+                "more than one goal was given",
+                found=" and ".join(f"--{name.replace('_', '-')}" for name in given),
+                allowed="one of --format, --bits, --size, --max-kl, --plan and --like",
+            )
+
+    def describe(self) -> str:
+        """The goal as it would be typed."""
+        shown = "--plan" if self.plan is not None else f"--format {self.format or DEFAULT_FORMAT}"
+        for name in ("bits", "size", "max_kl"):
+            if (value := getattr(self, name)) is not None:
+                shown = f"--{name.replace('_', '-')} {value}"
+        return " ".join([shown, *(f"--pin {pin}" for pin in self.pins)])
+
+
+def rounded_choices(
+    tensors: Sequence[OutputTensor], exporter: Exporter, goal: Goal, file_size: FileSize
+) -> dict[str, TensorChoice]:
+    """Choices for effort fast: uniform, with a format of its own for embedding and head.
+
+    Raises:
+        PlanError: the goal needs calibration, or can't be reached.
+    """
+    if goal.max_kl is not None:
+        raise PlanError("--max-kl needs to know the model", action="Add --effort balanced")
+    if goal.plan is not None:
+        return dict(read_plan(goal.plan).tensors)
+    if goal.size is not None:
+        choices = allocate(tensors, exporter, file_size, size=parse_bytes(goal.size))
+    elif goal.bits is not None:
+        choices = allocate(tensors, exporter, file_size, bits=goal.bits)
+    else:
+        choices = uniform(tensors, exporter, goal.format or DEFAULT_FORMAT)
+    return with_pins(tensors, choices, goal)
+
+
+def with_pins(
+    tensors: Sequence[OutputTensor], choices: Mapping[str, TensorChoice], goal: Goal
+) -> dict[str, TensorChoice]:
+    """The choices with the goal's pins in place of what they pin."""
+    pins = pinned_formats(parse_pins(goal.pins), [t.name for t in tensors if t.quantizable])
+    plain = ("F32", "F16", "BF16")
+    return {**choices, **{n: TensorChoice(f, "none" if f in plain else "rtn") for n, f in pins.items()}}

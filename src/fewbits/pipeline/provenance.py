@@ -1,0 +1,80 @@
+"""How an artifact was made, written into its own metadata under ``fewbits.*``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fewbits.errors import PlanError
+from fewbits.planning.plan import Plan
+from fewbits.version import __version__
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What decides the bytes of an artifact, besides its plan.
+
+    Attributes:
+        source: name of the source, without the folder it lay in.
+        source_hash: sha256 over the source's files.
+        goal: the budget asked for, as typed.
+        effort: fast, balanced or best.
+        seed: of everything random.
+        calibration: what the calibration text was; empty for effort fast.
+        calibration_hash: its sha256.
+        version: of fewbits.
+        plan_data: the choices found in an artifact, unparsed; None before one is made.
+    """
+
+    source: str
+    source_hash: str
+    goal: str
+    effort: str
+    seed: int
+    calibration: str = ""
+    calibration_hash: str = ""
+    version: str = __version__
+    plan_data: Any = field(default=None, repr=False)
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any], where: str) -> Provenance:
+        """The provenance of an artifact.
+
+        Raises:
+            PlanError: `metadata` isn't that of an artifact made by fewbits.
+        """
+        try:
+            return cls(
+                source=str(metadata["fewbits.source.name"]),
+                source_hash=str(metadata["fewbits.source.hash"]),
+                goal=str(metadata["fewbits.goal"]),
+                effort=str(metadata["fewbits.effort"]),
+                seed=int(metadata["fewbits.seed"]),
+                calibration=str(metadata.get("fewbits.calibration.name", "")),
+                calibration_hash=str(metadata.get("fewbits.calibration.hash", "")),
+                plan_data=json.loads(metadata["fewbits.plan"]),
+            )
+        except (KeyError, ValueError, TypeError) as error:
+            raise PlanError(
+                f"{where} doesn't say how it was made", found=f"no readable {error} in its metadata",
+                allowed="a file that fewbits wrote",
+            ) from error  # fmt: skip
+
+
+def provenance_metadata(provenance: Provenance, plan: Plan) -> dict[str, Any]:
+    """The ``fewbits.*`` keys."""
+    keys = {
+        "fewbits.version": provenance.version,
+        "fewbits.source.name": provenance.source,
+        "fewbits.source.hash": provenance.source_hash,
+        "fewbits.goal": provenance.goal,
+        "fewbits.effort": provenance.effort,
+        "fewbits.seed": provenance.seed,
+        "fewbits.plan": plan.choices_json(),
+    }
+    if provenance.calibration:
+        keys["fewbits.calibration.name"] = provenance.calibration
+        keys["fewbits.calibration.hash"] = provenance.calibration_hash
+    return keys

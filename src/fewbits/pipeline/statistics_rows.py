@@ -1,0 +1,109 @@
+"""Which rows of a container's tensor are which rows of the live model's linear maps.
+
+Statistics are gathered on the live model, under transformers' parameter names; plans and files name the container's
+tensors, whose rows may be permuted, split or stacked. The table of architectures knows how, as transforms of lazy
+tensors. So a shadow of the model goes through it, whose "weights" are the number of the tensor and of the row
+they stand in; where these come out tells which row became which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fewbits.architectures import to_hugging_face
+from fewbits.calibration.statistics import Statistics
+from fewbits.calibration.store import StatisticsStore
+from fewbits.checkpoint.checkpoint import Checkpoint, Floats, LazyTensor
+from fewbits.export.exporter import OutputTensor
+
+
+class _Shadow(LazyTensor):
+    """Stands for a tensor [.., N, K] as [.., N, 2]: its number, and the number of the row."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], number: int) -> None:
+        self.name, self.dtype, self.number = name, "F32", number
+        self.shape = (*shape[:-1], 2) if len(shape) > 1 else shape
+
+    def rows(self, start: int, stop: int) -> Floats:
+        if len(self.shape) < 2:
+            return np.zeros((stop - start, self.matrix[1]), np.float32)
+        numbers = np.arange(start, stop, dtype=np.float32)
+        return np.stack([np.full_like(numbers, self.number), numbers], axis=1)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive rows of a container's tensor that belong to one linear map of the live model.
+
+    Attributes:
+        parameter: the statistics' name: a parameter of the live model, ``name#e`` for expert e of a stack.
+        start: first row in the container's tensor.
+        rows: int [n], the row of the live model's map that each is.
+    """
+
+    parameter: str
+    start: int
+    rows: npt.NDArray[np.intp]
+
+
+def statistics_rows(
+    checkpoint: Checkpoint, tensors: list[OutputTensor], metadata: Mapping[str, object], known: set[str]
+) -> dict[str, list[Segment]]:
+    """Segments by container tensor name; tensors without statistics are left out.
+
+    Args:
+        checkpoint: the source.
+        tensors: what the container holds.
+        metadata: the container's, untyped.
+        known: names that there are statistics for.
+    """
+    shadows = {t.name: _Shadow(t.name, t.shape, i) for i, t in enumerate(tensors)}
+    shadow_model = Checkpoint(checkpoint.path, "gguf", shadows, (), metadata=metadata)
+    _, parameters = to_hugging_face(shadow_model)
+    found: dict[str, list[Segment]] = {}
+    for name, tensor in parameters.items():
+        if len(tensor.shape) < 2 or tensor.shape[-1] != 2:
+            continue
+        for parameter, numbers in _maps(name, tensor):
+            if parameter in known:
+                _place(found, parameter, numbers, tensors)
+    return {name: sorted(segments, key=lambda s: s.start) for name, segments in found.items()}
+
+
+def _maps(name: str, tensor: LazyTensor) -> list[tuple[str, npt.NDArray[np.intp]]]:
+    """(statistics' name, int [N, 2]) of a parameter; one per expert for stacks."""
+    numbers = tensor.read().astype(np.intp)
+    if numbers.ndim == 2:
+        return [(name, numbers)]
+    return [(f"{name}#{expert}", rows) for expert, rows in enumerate(numbers)]
+
+
+def _place(
+    found: dict[str, list[Segment]],
+    parameter: str,
+    numbers: npt.NDArray[np.intp],
+    tensors: list[OutputTensor],
+) -> None:
+    """Sort the rows of one map into the tensors where they lie."""
+    for number in np.unique(numbers[:, 0]):
+        live = np.flatnonzero(numbers[:, 0] == number)
+        order = np.argsort(numbers[live, 1], kind="stable")
+        start = int(numbers[live[order[0]], 1])
+        name = tensors[int(number)].name
+        segments = found.setdefault(name, [])
+        if all(s.start != start for s in segments):  # a tied head is the embedding once more
+            segments.append(Segment(parameter, start, live[order]))
+
+
+def segment_statistics(store: StatisticsStore, segment: Segment, start: int, stop: int) -> Statistics:
+    """Statistics of rows start … stop of the container's tensor, which must lie inside the segment.
+
+    Row importance keeps its scale relative to the whole map, so that losses of parts add up.
+    """
+    whole = store.load(segment.parameter)
+    rows = segment.rows[start - segment.start : stop - segment.start]
+    return Statistics(whole.second_moment, whole.row_importance[rows], whole.held_out, whole.tokens)

@@ -1,0 +1,69 @@
+"""Reading a written file back before it gets its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fewbits.checkpoint.source import open_checkpoint
+from fewbits.errors import FewbitsError, VerificationError
+from fewbits.export.exporter import OutputTensor
+from fewbits.pipeline.job import Job
+from fewbits.pipeline.journal import Journal, part_path
+from fewbits.progress import Progress
+
+# Rows of each tensor that are decoded and compared with the source.
+SAMPLE_ROWS = 8
+
+
+def verify_output(job: Job, journal: Journal, progress: Progress) -> None:
+    """Check the bytes against what was written, and the numbers against the source.
+
+    Every byte is read from the disk again and its checksum compared; every tensor is opened by the reader
+    that users' files go through, and a sample of its rows decoded: it must be nearer to the source than zeros
+    are, and exact where the format is.
+
+    Raises:
+        VerificationError: naming the tensor and what differs. The output doesn't get its name.
+    """
+    path = part_path(journal.output)
+    progress.stage("verifying", sum(r.nbytes for r in job.layout.regions.values()), "B")
+    for name, region in job.layout.regions.items():
+        if journal.checksum(region) != journal.finished[name]:
+            raise _failed(path, name, "other bytes on disk than were written")
+        progress.advance(region.nbytes, name)
+    compare_with_source(path, job.tensors, job.plan.formats())
+
+
+def compare_with_source(path: Path, tensors: Sequence[OutputTensor], formats: Mapping[str, str]) -> None:
+    """Open a written file as any other and compare a sample of every tensor's rows with the source.
+
+    Raises:
+        VerificationError: naming the tensor and what differs.
+    """
+    try:
+        written = open_checkpoint(path).tensors
+    except FewbitsError as error:
+        raise _failed(path, "its header", str(error)) from error
+    for tensor in tensors:
+        found = written.get(tensor.name)
+        if found is None or found.shape != tensor.shape or found.dtype != formats[tensor.name]:
+            what = "nothing" if found is None else f"{found.dtype} {found.shape}"
+            raise _failed(path, tensor.name, f"{what} instead of {formats[tensor.name]} {tensor.shape}")
+        rows = min(SAMPLE_ROWS, tensor.source.matrix[0])
+        meant, stored = (t.rows(0, rows).astype(np.float64) for t in (tensor.source, found))
+        distance, energy = float(((meant - stored) ** 2).sum()), float((meant**2).sum())
+        limit = 0.0 if formats[tensor.name] == "F32" else energy
+        if not distance <= limit:
+            raise _failed(
+                path, tensor.name, f"a squared error of {distance:.3g} against weights of {energy:.3g}"
+            )
+
+
+def _failed(path: Path, name: str, found: str) -> VerificationError:
+    return VerificationError(
+        f"{path} failed its check at {name}", found=found,
+        action="The disk or memory may be faulty, or this is a bug in fewbits; the output has no name yet",
+    )  # fmt: skip

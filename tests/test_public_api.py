@@ -1,0 +1,11 @@
+import fewbits
+
+PUBLIC = [
+    "DryRun", "Evaluation", "FewbitsError", "Generation", "Inspection", "Plan", "QuantizeResult", "TensorChoice",
+    "__version__", "dry_run", "evaluate", "generate", "inspect", "plan", "quantize",
+]  # fmt: skip
+
+
+def test_the_public_names_are_these_and_all_of_them_exist():
+    assert PUBLIC == fewbits.__all__
+    assert [name for name in PUBLIC if getattr(fewbits, name, None) is None] == []
