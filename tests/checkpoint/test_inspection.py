@@ -103,7 +103,8 @@ def test_table(tmp_path):
     output = run(small_gguf().write(tmp_path / "m.gguf"))
 
     for shown in ("466 parameters", "Q6_K", "6.5625", "blk.0.b", "3 x 32", "general.architecture", "llama",
-                  "fallback: blk.0.b is Q4_0, Q4_K doesn't fit its rows", "warning: m.gguf is"):  # fmt: skip
+                  "fallback: blk.0.b is Q4_0, Q4_K doesn't fit its rows",
+                  "as a source to quantize: m.gguf is"):  # fmt: skip
         assert shown in output
 
 

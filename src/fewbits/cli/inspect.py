@@ -49,7 +49,7 @@ def _show(found: Inspection) -> None:
         f"{found.bits_per_weight:.4f} bits per weight"
     )
     for warning in found.warnings:
-        console.print(f"warning: {_shown(warning)}")
+        console.print(f"as a source to quantize: {_shown(warning)}")
     console.print(_format_table(found))
     console.print(_tensor_table(found))
     for title, values in (("metadata", found.metadata), ("made by fewbits", found.provenance)):
