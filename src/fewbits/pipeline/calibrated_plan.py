@@ -11,7 +11,7 @@ from fewbits.export.exporter import Exporter, OutputTensor
 from fewbits.pipeline.calibrate import PRICING_ALGORITHM, Prices
 from fewbits.pipeline.calibrated import Calibration
 from fewbits.pipeline.goal import DEFAULT_FORMAT, FileSize, Goal, with_pins
-from fewbits.planning.allocation import uniform
+from fewbits.planning.allocation import exact_choice, uniform
 from fewbits.planning.byte_size import parse_bytes
 from fewbits.planning.knapsack import Option, Solution, solve, solve_for_price
 from fewbits.planning.options import fixed_nbytes, options_for, useful_formats
@@ -38,7 +38,9 @@ def calibrated_choices(
     if goal.plan is not None:
         return dict(read_plan(goal.plan).tensors), None
     if goal.size is None and goal.bits is None and goal.max_kl is None:
-        choices = with_pins(tensors, uniform(tensors, exporter, goal.format or DEFAULT_FORMAT), goal)
+        choices = with_pins(
+            tensors, exporter, uniform(tensors, exporter, goal.format or DEFAULT_FORMAT), goal
+        )
         return with_algorithm(choices, calibration), None
     options = priced_options(tensors, exporter, prices)
     names = [t.name for t in tensors if t.quantizable]
@@ -46,7 +48,7 @@ def calibrated_choices(
 
     def choices_of(solution: Solution) -> dict[str, TensorChoice]:
         base = {t.name: TensorChoice(t.plain, "none") for t in tensors}
-        chosen = {n: TensorChoice(f, _algorithm(f, exporter)) for n, f in solution.choices.items()}
+        chosen = {n: exact_choice(f, exporter) for n, f in solution.choices.items()}
         return with_algorithm(base | chosen, calibration)
 
     if goal.max_kl is not None:
@@ -112,7 +114,3 @@ def with_algorithm(choices: Mapping[str, TensorChoice], calibration: Calibration
         else choice
         for name, choice in choices.items()
     }
-
-
-def _algorithm(name: str, exporter: Exporter) -> str:
-    return "none" if name in exporter.plain_formats else "rtn"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fewbits.errors import PlanError
 from fewbits.export.exporter import Exporter, OutputTensor
-from fewbits.planning.allocation import allocate, uniform
+from fewbits.planning.allocation import allocate, exact_choice, uniform
 from fewbits.planning.byte_size import parse_bytes
 from fewbits.planning.pins import parse_pins, pinned_formats
 from fewbits.planning.plan import TensorChoice, read_plan
@@ -79,13 +79,15 @@ def rounded_choices(
         choices = allocate(tensors, exporter, file_size, bits=goal.bits)
     else:
         choices = uniform(tensors, exporter, goal.format or DEFAULT_FORMAT)
-    return with_pins(tensors, choices, goal)
+    return with_pins(tensors, exporter, choices, goal)
 
 
 def with_pins(
-    tensors: Sequence[OutputTensor], choices: Mapping[str, TensorChoice], goal: Goal
+    tensors: Sequence[OutputTensor],
+    exporter: Exporter,
+    choices: Mapping[str, TensorChoice],
+    goal: Goal,
 ) -> dict[str, TensorChoice]:
     """The choices with the goal's pins in place of what they pin."""
     pins = pinned_formats(parse_pins(goal.pins), [t.name for t in tensors if t.quantizable])
-    plain = ("F32", "F16", "BF16")
-    return {**choices, **{n: TensorChoice(f, "none" if f in plain else "rtn") for n, f in pins.items()}}
+    return {**choices, **{n: exact_choice(f, exporter) for n, f in pins.items()}}

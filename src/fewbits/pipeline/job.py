@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,17 +189,21 @@ def _size_estimate(
 ) -> FileSize:
     """A fast size of the whole file for some choices: exact but for the header's last alignment, rounded up.
 
-    The header is made once, since a tokenizer's metadata takes long; only the plan's text in it varies.
+    The header is made once, when a size is first asked for, since a tokenizer's metadata takes long; only the
+    plan's text in it varies.
     """
-    base = build_plan(exporter.name, tensors, uniform(tensors, exporter, exporter.formats[0]), 0, "")
-    full = {**metadata, **provenance_metadata(provenance, base)}
-    fixed = len(exporter.layout(tensors, base.formats(), full).header) - len(base.choices_json())
     align = exporter.alignment
+
+    @cache
+    def fixed() -> int:
+        base = build_plan(exporter.name, tensors, uniform(tensors, exporter, exporter.formats[0]), 0, "")
+        full = {**metadata, **provenance_metadata(provenance, base)}
+        return len(exporter.layout(tensors, base.formats(), full).header) - len(base.choices_json())
 
     def file_size(choices: Mapping[str, TensorChoice]) -> int:
         text = len(build_plan(exporter.name, tensors, choices, 0, "").choices_json())
         data = sum(-(-tensor_nbytes(t, choices[t.name].format) // align) * align for t in tensors)
-        return fixed + text + align + data
+        return fixed() + text + align + data
 
     return file_size
 

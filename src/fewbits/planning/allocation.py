@@ -8,6 +8,7 @@ where calibration is available.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from math import prod
@@ -31,6 +32,11 @@ _HEAD_ROLES = ("embedding", "head")
 def plain_format(tensor: OutputTensor) -> TensorChoice:
     """The choice for a tensor that stays in floating point."""
     return TensorChoice(tensor.plain, "none")
+
+
+def exact_choice(name: str, exporter: Exporter) -> TensorChoice:
+    """The choice of this very format, without a fallback."""
+    return TensorChoice(name, "none" if name in exporter.plain_formats else "rtn")
 
 
 def resolve(name: str, columns: int, plain: Sequence[str]) -> str:
@@ -58,11 +64,10 @@ def choose(tensor: OutputTensor, name: str, exporter: Exporter) -> TensorChoice:
     if not tensor.quantizable:
         return plain_format(tensor)
     if name in exporter.plain_formats:
-        return TensorChoice(name, "none")
+        return exact_choice(name, exporter)
     name = get_format(name).name
     actual = resolve(name, tensor.shape[-1], exporter.plain_formats)
-    algorithm = "none" if actual in exporter.plain_formats else "rtn"
-    return TensorChoice(actual, algorithm, requested=name if actual != name else None)
+    return replace(exact_choice(actual, exporter), requested=name if actual != name else None)
 
 
 def uniform(
