@@ -11,7 +11,9 @@ THREADS ?= 2
 
 .PHONY: demo test lint fix install docs clean
 
-$(VENV)/installed: pyproject.toml constraints.txt
+NATIVE := CMakeLists.txt $(wildcard native/*.cpp native/*/*)
+
+$(VENV)/installed: pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
 	$(PIP) --editable '.[models]'

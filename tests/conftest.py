@@ -14,6 +14,8 @@ settings.load_profile("fewbits")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Calibration takes its time: tests that are about it ask for it.
+os.environ["FEWBITS_EFFORT"] = "fast"
 
 LAYERS = 3
 SENTENCES = (

@@ -1,8 +1,9 @@
 import fewbits
 
 PUBLIC = [
-    "DryRun", "Evaluation", "FewbitsError", "Generation", "Inspection", "Plan", "QuantizeResult", "TensorChoice",
-    "__version__", "dry_run", "evaluate", "generate", "inspect", "plan", "quantize",
+    "DryRun", "Evaluation", "FewbitsError", "FilePoint", "Generation", "ImatrixResult", "Inspection", "Plan",
+    "QuantizeResult", "TensorChoice", "__version__", "dry_run", "evaluate", "frontier", "generate", "imatrix",
+    "inspect", "plan", "quantize",
 ]  # fmt: skip
 
 

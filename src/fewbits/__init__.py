@@ -16,21 +16,27 @@ if TYPE_CHECKING:
     from fewbits.generation import Generation, generate
     from fewbits.inspection import Inspection, inspect
     from fewbits.pipeline.dry_run import DryRun, dry_run
-    from fewbits.pipeline.plan import plan
+    from fewbits.pipeline.export_imatrix import ImatrixResult, imatrix
+    from fewbits.pipeline.plan import frontier, plan
     from fewbits.pipeline.quantize import QuantizeResult, quantize
+    from fewbits.planning.frontier import FilePoint
     from fewbits.planning.plan import Plan, TensorChoice
 
 _LAZY = {
     "DryRun": "pipeline.dry_run",
     "Evaluation": "evaluation.comparison",
+    "FilePoint": "planning.frontier",
     "Generation": "generation",
+    "ImatrixResult": "pipeline.export_imatrix",
     "Inspection": "inspection",
     "Plan": "planning.plan",
     "QuantizeResult": "pipeline.quantize",
     "TensorChoice": "planning.plan",
     "dry_run": "pipeline.dry_run",
     "evaluate": "evaluation.comparison",
+    "frontier": "pipeline.plan",
     "generate": "generation",
+    "imatrix": "pipeline.export_imatrix",
     "inspect": "inspection",
     "plan": "pipeline.plan",
     "quantize": "pipeline.quantize",
@@ -40,7 +46,9 @@ __all__ = [
     "DryRun",
     "Evaluation",
     "FewbitsError",
+    "FilePoint",
     "Generation",
+    "ImatrixResult",
     "Inspection",
     "Plan",
     "QuantizeResult",
@@ -48,7 +56,9 @@ __all__ = [
     "__version__",
     "dry_run",
     "evaluate",
+    "frontier",
     "generate",
+    "imatrix",
     "inspect",
     "plan",
     "quantize",

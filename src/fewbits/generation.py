@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewbits.errors import EvaluationError
-from fewbits.evaluation.comparison import require_models_extra, torch_threads
+from fewbits.evaluation.comparison import torch_threads
 from fewbits.evaluation.memory import available_memory, require_memory
+from fewbits.language_model.packages import require_models_extra
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor

@@ -9,10 +9,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from fewbits.checkpoint.checkpoint import Checkpoint, StoredTensor
+from fewbits.checkpoint.checkpoint import Checkpoint, SizedTensor
 from fewbits.checkpoint.fp8 import is_scale
 from fewbits.checkpoint.gguf_cursor import GgufArray
-from fewbits.checkpoint.hf_directory import quantization_method
+from fewbits.checkpoint.hf_directory import quantization_method, unpacked_weights
 from fewbits.checkpoint.safetensors import read_safetensors_header
 from fewbits.checkpoint.source import open_stored
 
@@ -107,16 +107,17 @@ def inspect(path: str | Path) -> Inspection:
         HubError: a hub id that is neither cached nor reachable.
     """
     stored = open_stored(path)
-    tensors = tuple(_summary(t) for t in stored.tensors.values() if isinstance(t, StoredTensor))
+    unpacked = unpacked_weights(stored)
+    found = stored.tensors if unpacked is None else unpacked
+    tensors = tuple(_summary(t) for t in found.values() if isinstance(t, SizedTensor))
     counted = _without_scales(tensors)
     parameters = sum(prod(t.shape) for t in counted)
     nbytes = sum(t.nbytes for t in tensors)
     metadata = _metadata(stored)
     provenance = _provenance(metadata)
     method = quantization_method(stored) if stored.container == "safetensors" else None
-    packed = (
-        (f"quantized by {method}: where it packs weights, counts are of stored numbers",) if method else ()
-    )
+    detail = "" if unpacked else ": where it packs weights, counts are of stored numbers"
+    packed = (f"quantized by {method}{detail}",) if method else ()
     return Inspection(
         path=str(stored.path),
         container=stored.container,
@@ -134,7 +135,7 @@ def inspect(path: str | Path) -> Inspection:
     )
 
 
-def _summary(tensor: StoredTensor) -> TensorSummary:
+def _summary(tensor: SizedTensor) -> TensorSummary:
     parameters = prod(tensor.shape)
     bits = 8 * tensor.nbytes / parameters if parameters else 0.0
     return TensorSummary(tensor.name, tensor.shape, tensor.dtype, bits, tensor.nbytes)

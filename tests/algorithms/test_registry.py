@@ -6,30 +6,63 @@ from layers import correlated_map
 
 from fewbits.algorithms import rtn
 from fewbits.algorithms.held_out import held_out_loss
-from fewbits.algorithms.registry import algorithm_names, get_algorithm
+from fewbits.algorithms.registry import algorithm_names, get_algorithm, needs_statistics
 from fewbits.errors import PlanError
 from fewbits.formats import get_format
 
 
 def test_names():
-    assert algorithm_names() == ["rtn", "imatrix", "gptq"]
+    assert algorithm_names() == ["rtn", "hqq", "imatrix", "gptq", "signround"]
     assert [get_algorithm(name).name for name in algorithm_names()] == algorithm_names()
 
 
 def test_unknown_name():
-    with pytest.raises(PlanError, match="unknown algorithm: found 'magic'; allowed: rtn, imatrix, gptq"):
+    with pytest.raises(PlanError, match="unknown algorithm: found 'magic'; allowed: rtn, hqq, imatrix, gptq"):
         get_algorithm("magic")
+    with pytest.raises(PlanError, match="unknown algorithm"):
+        needs_statistics("magic")
 
 
-def test_each_is_better_than_the_one_before():
+def test_each_that_knows_more_is_better():
     weight, statistics = correlated_map(rows=32)
     fmt = get_format("Q4_0")
 
-    results = [get_algorithm(name).quantize(weight, fmt, statistics) for name in algorithm_names()]
+    results = [
+        get_algorithm(n).quantize(weight, fmt, statistics) for n in ("rtn", "imatrix", "gptq", "signround")
+    ]
 
     losses = [held_out_loss(weight, result, statistics) for result in results]
     assert losses == sorted(losses, reverse=True)
     assert np.array_equal(results[0].codes, rtn.quantize(weight, fmt).codes)
+
+
+@pytest.mark.parametrize("name", algorithm_names())
+def test_what_needs_statistics_says_so(name):
+    weight, _ = correlated_map(rows=8)
+    algorithm = get_algorithm(name)
+    assert needs_statistics(name) == algorithm.needs_statistics
+
+    if algorithm.needs_statistics:
+        with pytest.raises(PlanError, match=f"{name} needs calibration statistics"):
+            algorithm.quantize(weight, get_format("Q4_0"))
+    else:
+        assert algorithm.quantize(weight, get_format("Q4_0")).codes.shape == (8, 256)
+
+
+def test_floating_point_needs_none():
+    assert not needs_statistics("none")
+
+
+@pytest.mark.parametrize("name", ["rtn", "hqq"])
+def test_without_statistics_rows_are_independent(name):
+    """They are passed in chunks of any size."""
+    weight, _ = correlated_map(rows=24)
+    fmt = get_format("Q4_K")
+    whole = get_algorithm(name).quantize(weight, fmt).pack()["data"]
+
+    pieces = [get_algorithm(name).quantize(weight[r : r + 5], fmt).pack()["data"] for r in range(0, 24, 5)]
+
+    assert np.array_equal(np.concatenate(pieces), whole)
 
 
 def test_efforts():

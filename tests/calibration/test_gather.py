@@ -8,7 +8,7 @@ import pytest
 from fewbits.calibration import gather as gather_module
 from fewbits.calibration.gather import gather, statistics_for
 from fewbits.calibration.store import StatisticsStore
-from fewbits.calibration.text import CalibrationTokens
+from fewbits.calibration.text import CalibrationTokens, calibration_tokens
 from fewbits.checkpoint.source import open_checkpoint
 from fewbits.errors import CalibrationError, OutputError, ResumeError
 from fewbits.progress import Silent
@@ -158,10 +158,11 @@ def test_missing_and_damaged_statistics_are_named(whole, tmp_path):
 
 def test_statistics_are_gathered_once(tiny_llama, sample_text, monkeypatch):
     checkpoint = open_checkpoint(tiny_llama)
-    first = statistics_for(checkpoint, sample_text, 512, 0, None, Silent(), length=32)
+    read = calibration_tokens(checkpoint, sample_text, 512, length=32)
+    first = statistics_for(checkpoint, read, None, Silent())
     assert first.complete
     monkeypatch.setattr(gather_module, "build_skeleton", None)
-    again = statistics_for(checkpoint, sample_text, 512, 0, None, Silent(), length=32)
+    again = statistics_for(checkpoint, read, None, Silent())
     assert again.folder == first.folder
 
 
@@ -170,10 +171,10 @@ def test_gguf_gives_the_statistics_of_its_source(tiny_llama, sample_text, tmp_pa
 
     path = tmp_path / "model.gguf"
     fewbits.quantize(tiny_llama, path, format="BF16")
-    stores = [
-        statistics_for(open_checkpoint(source), sample_text, 512, 0, None, Silent(), length=32)
-        for source in (tiny_llama, path)
-    ]
+    stores = []
+    for checkpoint in (open_checkpoint(source) for source in (tiny_llama, path)):
+        read = calibration_tokens(checkpoint, sample_text, 512, length=32)
+        stores.append(statistics_for(checkpoint, read, None, Silent()))
     assert stores[0].folder != stores[1].folder
     assert stores[0].names() == stores[1].names()
     for name in stores[0].names():

@@ -59,6 +59,48 @@ def test_plan_writes_a_file_that_quantize_runs(tiny_llama, tmp_path):
     assert (tmp_path / "out.gguf").stat().st_size <= 1_300_000
 
 
+def test_an_importance_matrix_goes_from_one_command_to_another(tiny_llama, sample_text, tmp_path):
+    text = ["--calibration", sample_text, "--tokens", 2048]
+    said = one_object(run("imatrix", tiny_llama, tmp_path / "imatrix.gguf", *text, "--json").stdout)
+    assert said["tensors"] == 22
+    assert said["uncovered"] == []
+    assert said["warnings"] == []
+
+    made = one_object(
+        run(
+            "quantize", tiny_llama, tmp_path / "out.gguf", "--size", "1.3MB", "--imatrix",
+            tmp_path / "imatrix.gguf", "--json",
+        ).stdout
+    )  # fmt: skip
+    assert made["size"] == (tmp_path / "out.gguf").stat().st_size <= 1_300_000
+    again = run("imatrix", tiny_llama, tmp_path / "imatrix.gguf", *text, status=2)
+    assert "exists" in again.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["imatrix", "{model}", "{out}"],
+        ["plan", "{model}", "--frontier"],
+        ["quantize", "{model}", "{out}", "--effort", "balanced"],
+    ],
+)
+def test_calibrating_without_pytorch_names_what_to_install(tiny_llama, tmp_path, arguments):
+    code = (
+        "import importlib.util, sys\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *rest: None if name == 'torch' else find(name, *rest)\n"
+        "sys.modules['torch'] = None\n"
+        "from fewbits.cli.main import main\n"
+        "main()"
+    )
+    arguments = [a.format(model=tiny_llama, out=tmp_path / "out.gguf") for a in arguments]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "pip install 'fewbits[models]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_generate_continues_a_prompt_from_either_container(tiny_llama, tmp_path):
     fewbits.quantize(tiny_llama, tmp_path / "out.gguf", format="F32")
 
@@ -83,6 +125,11 @@ def test_generate_continues_a_prompt_from_either_container(tiny_llama, tmp_path)
         (["quantize", "{model}", "{out}", "--pin", "nothing=Q8_0"], "nothing"),
         (["quantize", "{model}", "{out}", "--threads", "0"], "1 or more"),
         (["quantize", "{model}", "{out}", "--effort", "fast", "--calibration", "t"], "balanced"),
+        (["quantize", "{model}", "{out}", "--effort", "best", "--imatrix", "t"], "--imatrix takes the place"),
+        (["quantize", "{model}", "{out}", "--imatrix", "{folder}/none.gguf"], r"none\.gguf"),
+        (["imatrix", "{model}", "{out}", "--calibration", "{folder}/none.txt"], r"none\.txt.*hub:OWNER/NAME"),
+        (["imatrix", "{model}", "{out}", "--tokens", "100"], "2 blocks or more, 1024 tokens"),
+        (["plan", "{model}", "--points", "8"], "--frontier"),
         (["quantize", "{folder}/nothing-here", "{out}"], "nothing-here"),
         (["quantize", "some-org/never-heard-of-it", "{out}"], "never-heard-of-it"),
         (["inspect", "{folder}/nothing.gguf"], r"nothing\.gguf"),

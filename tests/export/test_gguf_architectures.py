@@ -18,7 +18,7 @@ from fewbits.architectures.table import ARCHITECTURES
 from fewbits.checkpoint.checkpoint import Checkpoint, LazyTensor
 from fewbits.checkpoint.source import open_checkpoint
 from fewbits.errors import ArchitectureError
-from fewbits.export.exporter import OutputTensor
+from fewbits.export.exporter import ITSELF, WHOLE, OutputTensor
 from fewbits.export.registry import get_exporter
 from llama_cpp_oracle import LlamaCpp, log_softmax
 from published_model import published_model
@@ -53,15 +53,14 @@ def write_gguf(checkpoint: Checkpoint, path: Path, quantized: bool = False) -> N
     layout = exporter.layout(tensors, formats, exporter.metadata(checkpoint))
     with path.open("wb") as file:
         file.truncate(layout.size)
-        file.write(layout.header)
+        file.write(layout.files[ITSELF].header)
         for tensor in tensors:
-            region = layout.regions[tensor.name]
+            region = layout.parts[tensor.name][WHOLE]
             file.seek(region.offset)
             data = _encoded(tensor, formats[tensor.name])
             assert len(data) == region.nbytes
             file.write(data)
-    with path.open("rb") as file:
-        assert exporter.read_back(file) == layout
+    assert exporter.read_back(path) == layout
 
 
 def _encoded(tensor: OutputTensor, name: str) -> bytes:

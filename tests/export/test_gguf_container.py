@@ -13,7 +13,7 @@ from fewbits.checkpoint.checkpoint import Checkpoint, Floats, LazyTensor, Stored
 from fewbits.checkpoint.gguf_constants import GGML_TYPES, ValueType
 from fewbits.checkpoint.source import open_checkpoint
 from fewbits.errors import ArchitectureError, FormatError, VerificationError
-from fewbits.export.exporter import OutputTensor
+from fewbits.export.exporter import ITSELF, WHOLE, OutputTensor
 from fewbits.export.gguf.container import Typed
 from fewbits.export.gguf.general_metadata import front_matter, model_name
 from fewbits.export.gguf.naming_rules import allows_quantization, block_of, role_of
@@ -42,7 +42,7 @@ def output(name: str, shape: tuple[int, ...]) -> OutputTensor:
 def write_header(path: Path, metadata: dict[str, Any], tensors: list[OutputTensor] | None = None) -> Path:
     layout = EXPORTER.layout(tensors or [], {}, metadata)
     with path.open("wb") as file:
-        file.write(layout.header)
+        file.write(layout.files[ITSELF].header)
         file.truncate(layout.size)
     return path
 
@@ -53,11 +53,11 @@ def copy_gguf(checkpoint: Checkpoint, path: Path) -> None:
     formats = {t.name: t.source.dtype for t in tensors}
     layout = EXPORTER.layout(tensors, formats, EXPORTER.metadata(checkpoint))
     with path.open("wb") as file:
-        file.write(layout.header)
+        file.write(layout.files[ITSELF].header)
         file.truncate(layout.size)
         for tensor in tensors:
             assert isinstance(tensor.source, StoredTensor)
-            file.seek(layout.regions[tensor.name].offset)
+            file.seek(layout.parts[tensor.name][WHOLE].offset)
             file.write(tensor.source.raw(0, tensor.source.matrix[0]).tobytes())
 
 
@@ -126,7 +126,8 @@ def test_every_type_takes_the_bytes_that_it_should() -> None:
     assert set(EXPORTER.formats) < set(names)
     layout = EXPORTER.layout([output(name, (3, 512)) for name in names], {name: name for name in names}, {})
 
-    for name, region in layout.regions.items():
+    for name, parts in layout.parts.items():
+        region = parts[WHOLE]
         block, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
         assert region.nbytes == 3 * 512 // block * nbytes
         assert region.offset % EXPORTER.alignment == 0
@@ -149,16 +150,15 @@ def test_read_back_gives_the_layout_and_refuses_damage(tmp_path: Path) -> None:
     tensors = [output("blk.0.a.weight", (3, 5)), output("b", (7,))]
     layout = EXPORTER.layout(tensors, {"b": "F16"}, {"general.architecture": "x"})
     path = tmp_path / "a.gguf"
-    path.write_bytes(layout.header.ljust(layout.size, b"\0"))
-    with path.open("rb") as file:
-        assert EXPORTER.read_back(file) == layout
+    path.write_bytes(layout.files[ITSELF].header.ljust(layout.size, b"\0"))
+    assert EXPORTER.read_back(path) == layout
 
     path.write_bytes(b"GGUX" + path.read_bytes()[4:])
-    with path.open("rb") as file, pytest.raises(VerificationError):
-        EXPORTER.read_back(file)
-    path.write_bytes(layout.header)
-    with path.open("rb") as file, pytest.raises(VerificationError):
-        EXPORTER.read_back(file)
+    with pytest.raises(VerificationError):
+        EXPORTER.read_back(path)
+    path.write_bytes(layout.files[ITSELF].header)
+    with pytest.raises(VerificationError):
+        EXPORTER.read_back(path)
 
 
 def test_gguf_of_an_unknown_architecture_is_copied_unchanged(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_formats_go_from_most_to_fewest_bits() -> None:
 
 
 def test_exporters_are_found_by_name() -> None:
-    assert exporter_names() == ["gguf"]
+    assert exporter_names() == ["gguf", "compressed-tensors"]
     assert get_exporter("GGUF") is EXPORTER
     with pytest.raises(FormatError, match=r"'onnx'.*gguf"):
         get_exporter("onnx")

@@ -121,3 +121,27 @@ def test_the_plan_alone_predicts_what_quantize_makes(calibrated, tiny_llama, sam
 def test_max_kl_needs_calibration(tiny_llama, tmp_path):
     with pytest.raises(PlanError, match="balanced"):
         fewbits.quantize(tiny_llama, tmp_path / "out.gguf", effort="fast", max_kl=0.1)
+
+
+def test_calibration_lowers_the_loss_of_integers_in_a_directory(calibrated, tiny_llama, unseen, tmp_path):
+    options = {"to": "compressed-tensors", "format": "INT3_G64"}
+    fewbits.quantize(tiny_llama, tmp_path / "fast", **options)
+    calibrated(tmp_path / "balanced", **options)
+    calibrated(tmp_path / "again", to="compressed-tensors", like=tmp_path / "balanced")
+
+    before, after = (kl(tmp_path / f, tiny_llama, unseen) for f in ("fast", "balanced"))
+    assert after < 0.7 * before
+    for file in (tmp_path / "balanced").iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
+
+
+def test_fused_layers_get_one_format_by_measured_prices(calibrated, tmp_path):
+    made = calibrated(tmp_path / "out", to="compressed-tensors", bits=6.6)
+
+    assert made.bits_per_weight <= 6.6
+    assert 0 < made.predicted_kl < 1
+    formats = {name: t.dtype for name, t in open_checkpoint(tmp_path / "out").tensors.items()}
+    assert len(set(formats.values())) > 2
+    for block in range(3):
+        for group in (("self_attn.q", "self_attn.k", "self_attn.v"), ("mlp.gate", "mlp.up")):
+            assert len({formats[f"model.layers.{block}.{n}_proj.weight"] for n in group}) == 1

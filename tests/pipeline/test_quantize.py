@@ -13,6 +13,7 @@ import pytest
 import fewbits
 from fewbits.checkpoint.source import open_checkpoint
 from fewbits.errors import BudgetError, CheckpointError, FewbitsError, OutputError, PlanError, ResumeError
+from fewbits.export.exporter import WHOLE
 from fewbits.pipeline import verify
 from fewbits.pipeline.journal import Journal, journal_path, part_path
 
@@ -212,8 +213,8 @@ def interrupted(monkeypatch, after):
     """Make the run die when `after` tensors are finished, as a killed process would."""
     finish = Journal.finish
 
-    def dying(self, name, crc, **options):
-        finish(self, name, crc, **options)
+    def dying(self, name, checksums, **options):
+        finish(self, name, checksums, **options)
         if len(self.finished) == after:
             raise Killed
 
@@ -298,7 +299,7 @@ def test_what_reads_back_differently_does_not_get_the_name(tiny_llama, tmp_path,
     from fewbits.errors import VerificationError
 
     def corrupt(job, journal, progress):
-        region = job.layout.regions["blk.1.attn_q.weight"]
+        region = job.layout.parts["blk.1.attn_q.weight"][WHOLE]
         journal.write(b"\x55" * 64, region.offset)
         verify.verify_output(job, journal, progress)
 
@@ -309,11 +310,13 @@ def test_what_reads_back_differently_does_not_get_the_name(tiny_llama, tmp_path,
 
 
 def test_numbers_that_are_not_the_sources_are_found(tiny_llama, tmp_path, monkeypatch):
-    from fewbits.algorithms import rtn
+    from fewbits.algorithms.registry import NamedAlgorithm
     from fewbits.errors import VerificationError
 
-    honest = rtn.quantize
-    monkeypatch.setattr(rtn, "quantize", lambda weight, fmt: honest(np.flip(weight, 1) * -3, fmt))
+    honest = NamedAlgorithm.quantize
+    monkeypatch.setattr(
+        NamedAlgorithm, "quantize", lambda self, weight, *rest: honest(self, np.flip(weight, 1) * -3, *rest)
+    )
 
     with pytest.raises(VerificationError, match="squared error"):
         fewbits.quantize(tiny_llama, tmp_path / "out.gguf", format="Q4_0")

@@ -27,6 +27,7 @@ class Zeros(LazyTensor):
 class Container:
     name = "gguf"
     formats = ("Q8_0", "Q6_K", "Q5_K", "Q5_0", "Q4_K", "Q4_0", "IQ4_XS", "Q3_K", "Q2_K")
+    candidates = formats
     plain_formats = ("F32", "F16", "BF16")
 
 
@@ -126,3 +127,17 @@ def test_a_plan_without_some_tensor_is_refused_by_name():
 
     with pytest.raises(PlanError, match=r"blk\.0\.attn_q"):
         check_choices(MODEL, Container, choices)
+
+
+def test_pinned_tensors_are_part_of_what_the_budget_buys():
+    def size(choices):
+        return data_bytes(choices)
+
+    pinned = {"token_embd.weight": TensorChoice("F16", "none")}
+    chosen = allocate(MODEL, Container(), size, size=700_000, pinned=pinned)
+    assert chosen["token_embd.weight"] == TensorChoice("F16", "none")
+    assert size(chosen) <= 700_000
+    # A smaller format for the others alone would have done without the pin.
+    assert size({**allocate(MODEL, Container(), size, size=700_000), **pinned}) > 700_000
+    with pytest.raises(BudgetError, match="at least"):
+        allocate(MODEL, Container(), size, size=500_000, pinned=pinned)

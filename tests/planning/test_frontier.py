@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fewbits.errors import BudgetError
-from fewbits.planning.frontier import NOTE, FrontierPoint, frontier, frontier_table
+from fewbits.planning.frontier import NOTE, FilePoint, frontier, frontier_table
 from fewbits.planning.knapsack import Option, solve
 
 
@@ -65,8 +65,8 @@ def test_tied_items_move_together():
 
 
 def test_the_table_gives_file_size_bits_and_loss():
-    points = [FrontierPoint(900_000, 0.0625, {"a": "Q4_0", "b": "Q4_0", "c": "Q8_0"})]
-    head, row, note = frontier_table(points, weights=1_600_000, fixed=100_000).splitlines()
-    assert head.split() == ["size", "bits/weight", "predicted", "KL", "formats", "(tensors)"]
-    assert row.split() == ["1.0", "MB", "5.00", "0.06250", "Q4_0", "2,", "Q8_0", "1"]
+    points = [FilePoint(1_234_567, 5.0, 0.0625, {"Q8_0": 1, "Q4_0": 2})]
+    head, row, note = frontier_table(points).splitlines()
+    assert head.split() == ["size", "bytes", "bits/weight", "predicted", "KL", "formats", "(tensors)"]
+    assert row.split() == ["1.2", "MB", "1,234,567", "5.00", "0.06250", "Q4_0", "2,", "Q8_0", "1"]
     assert note == NOTE

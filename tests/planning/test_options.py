@@ -5,7 +5,7 @@ from fewbits.checkpoint.checkpoint import LazyTensor
 from fewbits.errors import PlanError
 from fewbits.export.exporter import OutputTensor
 from fewbits.planning.knapsack import Option
-from fewbits.planning.options import fixed_nbytes, options_for, useful_formats
+from fewbits.planning.options import fixed_nbytes, holds, options_for, useful_formats
 
 
 class Zeros(LazyTensor):
@@ -19,6 +19,7 @@ class Zeros(LazyTensor):
 class Container:
     name = "gguf"
     formats = ("Q8_0", "Q6_K", "Q5_1", "Q5_K", "Q5_0", "Q4_1", "Q4_K", "Q4_0", "IQ4_NL", "Q3_K")
+    candidates = formats
     plain_formats = ("F32", "F16", "BF16")
     alignment = 32
 
@@ -49,3 +50,14 @@ def test_options_are_exact_with_alignment_and_without_fallbacks():
 def test_a_tensor_without_a_price_is_an_error(prices):
     with pytest.raises(PlanError, match="a has no price"):
         options_for([tensor("a", 3, 64)], Container(), prices)
+
+
+def test_a_tensor_can_be_stored_in_more_than_is_worth_a_price():
+    narrow = tensor("a", 8, 64)
+    able = [
+        name
+        for name in (*Container.formats, "F16", "BF16", "IQ4_XS", "INT4")
+        if holds(narrow, name, Container())
+    ]
+    assert able == ["Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL", "F16", "BF16"]
+    assert not holds(tensor("norm", 64, quantizable=False), "Q8_0", Container())

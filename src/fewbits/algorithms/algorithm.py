@@ -15,14 +15,24 @@ class Algorithm(Protocol):
 
     Attributes:
         name: as it stands in plans.
+        needs_statistics: whether it looks at calibration statistics. One that doesn't is run without calibration, on
+            rows in chunks of any size, and must give each row the same codes whatever is passed with it.
     """
 
     @property
     def name(self) -> str:
         """As it stands in plans."""
 
-    def quantize(self, weight: Floats, fmt: Format[Any], statistics: Statistics) -> QTensor:
-        """float32 [N, K] -> QTensor, deterministic; single-threaded, since tensors run side by side."""
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether it looks at calibration statistics."""
+
+    def quantize(self, weight: Floats, fmt: Format[Any], statistics: Statistics | None = None) -> QTensor:
+        """float32 [N, K] -> QTensor, deterministic; single-threaded, since tensors run side by side.
+
+        Raises:
+            PlanError: there are no statistics, and they are needed.
+        """
 
     def quantize_checked(
         self, weight: Floats, fmt: Format[Any], statistics: Statistics, effort: str = "balanced"

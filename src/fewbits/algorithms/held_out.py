@@ -6,12 +6,9 @@ from typing import Any
 
 from fewbits.algorithms import gptq, imatrix
 from fewbits.algorithms.algorithm import Choice
-from fewbits.calibration.statistics import Statistics, quadratic_loss
+from fewbits.calibration.statistics import MOST_ROWS, Statistics, joint_loss
 from fewbits.formats import Format, QTensor
 from fewbits.formats.format import Floats
-
-# Rows whose error is looked at together; it bounds memory, not the result.
-ROWS = 4096
 
 
 def best_on_held_out(weight: Floats, fmt: Format[Any], statistics: Statistics) -> Choice:
@@ -41,10 +38,9 @@ def held_out_loss(weight: Floats, qtensor: QTensor, statistics: Statistics) -> f
     block = fmt.block_of(columns)
     blocks = columns // block
     total = 0.0
-    for start in range(0, rows, ROWS):
-        part = slice(start, start + ROWS)
-        params = qtensor.params.take(slice(start * blocks, (start + ROWS) * blocks))
+    for start in range(0, rows, MOST_ROWS):
+        part = slice(start, start + MOST_ROWS)
+        params = qtensor.params.take(slice(start * blocks, (start + MOST_ROWS) * blocks))
         values = fmt.decode(qtensor.codes[part].reshape(-1, block), params).reshape(-1, columns)
-        importance = statistics.row_importance[part]
-        total += quadratic_loss(values - weight[part], statistics.held_out, importance)
+        total += joint_loss(values - weight[part], statistics.of_rows(part), held_out=True)
     return total

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from fewbits.algorithms import gptq, imatrix, rtn
+from fewbits.algorithms import gptq, hqq, imatrix, rtn, signround
 from fewbits.algorithms.algorithm import Algorithm, Choice
 from fewbits.algorithms.held_out import checked
 from fewbits.calibration.statistics import Statistics
@@ -16,6 +16,9 @@ from fewbits.formats.format import Floats
 
 Function: TypeAlias = Callable[..., QTensor]
 
+# What plans call the algorithm of tensors that stay in floating point.
+NONE = "none"
+
 
 @dataclass(frozen=True)
 class NamedAlgorithm:
@@ -23,37 +26,51 @@ class NamedAlgorithm:
 
     Attributes:
         name: as it stands in plans.
-        function: weight, format, statistics -> QTensor.
+        function: weight, format and, if it needs them, statistics -> QTensor.
         options: by effort, what `function` is called with besides.
+        needs_statistics: whether `function` takes statistics.
     """
 
     name: str
     function: Function
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    needs_statistics: bool = True
 
-    def quantize(self, weight: Floats, fmt: Format[Any], statistics: Statistics) -> QTensor:
-        """float32 [N, K] -> QTensor, with the function's own defaults."""
-        return self.function(weight, fmt, statistics)
+    def quantize(self, weight: Floats, fmt: Format[Any], statistics: Statistics | None = None) -> QTensor:
+        """float32 [N, K] -> QTensor, with the function's own defaults.
+
+        Raises:
+            PlanError: there are no statistics, and they are needed.
+        """
+        return self._run(weight, fmt, statistics, {})
 
     def quantize_checked(
         self, weight: Floats, fmt: Format[Any], statistics: Statistics, effort: str = "balanced"
     ) -> Choice:
         """The result, unless importance-weighted rounding is better on held-out tokens: then that."""
-        result = self.function(weight, fmt, statistics, **self.options.get(effort, {}))
+        result = self._run(weight, fmt, statistics, self.options.get(effort, {}))
         return checked(result, self.name, weight, statistics)
 
-
-def _without_statistics(weight: Floats, fmt: Format[Any], statistics: Statistics) -> QTensor:
-    del statistics
-    return rtn.quantize(weight, fmt)
+    def _run(
+        self, weight: Floats, fmt: Format[Any], statistics: Statistics | None, options: Mapping[str, Any]
+    ) -> QTensor:
+        if not self.needs_statistics:
+            return self.function(weight, fmt, **options)
+        if statistics is None:
+            raise PlanError(
+                f"{self.name} needs calibration statistics", action="Use --effort balanced or best"
+            )
+        return self.function(weight, fmt, statistics, **options)
 
 
 _ALGORITHMS: dict[str, NamedAlgorithm] = {
     algorithm.name: algorithm
     for algorithm in (
-        NamedAlgorithm(rtn.NAME, _without_statistics),
+        NamedAlgorithm(rtn.NAME, rtn.quantize, needs_statistics=False),
+        NamedAlgorithm(hqq.NAME, hqq.quantize, needs_statistics=False),
         NamedAlgorithm(imatrix.NAME, imatrix.quantize),
         NamedAlgorithm(gptq.NAME, gptq.quantize, gptq.EFFORTS),
+        NamedAlgorithm(signround.NAME, signround.quantize, signround.EFFORTS),
     )
 }
 
@@ -72,3 +89,12 @@ def get_algorithm(name: str) -> Algorithm:
     if name not in _ALGORITHMS:
         raise PlanError("unknown algorithm", found=repr(name), allowed=", ".join(algorithm_names()))
     return _ALGORITHMS[name]
+
+
+def needs_statistics(name: str) -> bool:
+    """Whether the algorithm of this name in a plan needs calibration statistics; floating point doesn't.
+
+    Raises:
+        PlanError: no such algorithm.
+    """
+    return name != NONE and get_algorithm(name).needs_statistics

@@ -21,7 +21,7 @@ def quantize(weight: Floats, fmt: Format[Any], importance: Floats | None = None)
     Args:
         weight: float32 [N, K]; the format's block divides K.
         fmt: already prepared for the whole tensor where it has tensor-wide parameters.
-        importance: float32 [K], the mean square of each input column, or None.
+        importance: float32 [K], the mean square of each input column, or [N, K] where rows differ in it; or None.
 
     Returns:
         QTensor of shape [N, K].
@@ -30,7 +30,7 @@ def quantize(weight: Floats, fmt: Format[Any], importance: Floats | None = None)
     block = fmt.block_of(columns)
     blocks = weight.reshape(-1, block)
     if importance is not None:
-        importance = np.tile(importance.reshape(-1, block), (rows, 1))  # the same for every row
+        importance = np.broadcast_to(importance, weight.shape).reshape(-1, block)
     params = fmt.fit(blocks, importance)
     codes = fmt.round(blocks, params)
     return QTensor(fmt, (rows, columns), codes.reshape(rows, columns), params)

@@ -7,7 +7,17 @@ from fewbits.architectures.interpreter import (
     gguf_settings,
     gguf_tensors,
     known_model_types,
+    parameters_of_directory,
     to_hugging_face,
+    to_published,
 )
 
-__all__ = ["architecture_of", "gguf_settings", "gguf_tensors", "known_model_types", "to_hugging_face"]
+__all__ = [
+    "architecture_of",
+    "gguf_settings",
+    "gguf_tensors",
+    "known_model_types",
+    "parameters_of_directory",
+    "to_hugging_face",
+    "to_published",
+]

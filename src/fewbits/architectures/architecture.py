@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from fewbits.architectures.transforms import SAME, Transform, join_rows, split_rows, stack
 from fewbits.checkpoint.checkpoint import Floats, LazyTensor
+from fewbits.checkpoint.views import Renamed, RowRange
 from fewbits.errors import ArchitectureError
 
 Config: TypeAlias = Mapping[str, Any]
@@ -60,6 +61,10 @@ class Rule(ABC):
     def to_hugging_face(self, source: Source, config: Config) -> Pairs:
         """From GGUF names to Hugging Face names."""
 
+    def to_published(self, source: Source, config: Config) -> Pairs:
+        """From GGUF names to those of published checkpoints, which other runtimes than transformers read."""
+        yield from self.to_hugging_face(source, config)
+
     @abstractmethod
     def in_block(self, block: int) -> Rule:
         """The rule with ``{b}`` filled in and both sides' prefixes of blocks put before its names."""
@@ -102,6 +107,12 @@ class Tensor(Rule):
         tensor = source.take(self.gguf, optional=self.optional)
         if tensor is not None:
             yield self.hf, self.transform.to_hugging_face(tensor, self.hf, config)
+
+    def to_published(self, source: Source, config: Config) -> Pairs:
+        """From GGUF names to those of published checkpoints."""
+        for _, tensor in self.to_hugging_face(source, config):
+            name = self.older[0] if self.older else self.hf
+            yield name, Renamed(tensor, name)
 
     def in_block(self, block: int) -> Tensor:
         """The rule of one block."""
@@ -154,6 +165,21 @@ class Experts(Rule):
         if gate is not None and up is not None and down is not None:
             yield self.gate_up, join_rows([gate, up], self.gate_up)
             yield self.down, SAME.to_hugging_face(down, self.down, config)
+
+    def to_published(self, source: Source, config: Config) -> Pairs:
+        """From GGUF names to those of published checkpoints: expert by expert where those are."""
+        if not self.each:
+            names = self.fused_older or (self.gate_up, self.down)
+            for name, (_, tensor) in zip(names, self.to_hugging_face(source, config), strict=False):
+                yield name, Renamed(tensor, name)
+            return
+        for pattern, gguf in zip(self.each, self.gguf, strict=True):
+            stack_of_all = source.take(gguf)
+            if stack_of_all is not None:
+                experts, rows, columns = stack_of_all.shape
+                for e in range(experts):
+                    name = pattern.replace("{e}", str(e))
+                    yield name, RowRange(stack_of_all, e * rows, (e + 1) * rows, name, (rows, columns))
 
     def in_block(self, block: int) -> Experts:
         """The rule of one block."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -212,7 +212,49 @@ def _complain(entry: Architecture, source: Source, checkpoint: Checkpoint) -> No
             )
 
 
-def to_hugging_face(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
+def parameters_of_directory(checkpoint: Checkpoint, wanted: Iterable[str]) -> dict[str, LazyTensor]:
+    """Those of transformers' parameters that a Hugging Face checkpoint holds, by the live model's names.
+
+    Most have the same name in both. Experts that a checkpoint holds one by one are stacked by the table, if it has an
+    entry for the model.
+    """
+    names = set(wanted)
+    found = {name: tensor for name, tensor in checkpoint.tensors.items() if name in names}
+    if len(found) < len(names):
+        through = dict(_through_table(checkpoint))
+        found |= {name: t for name, t in through.items() if name in names and name not in found}
+    return found
+
+
+def _through_table(checkpoint: Checkpoint) -> Iterator[tuple[str, LazyTensor]]:
+    """Every tensor under GGUF's name and from there under the live model's, which the table knows."""
+    try:
+        entry = architecture_of(checkpoint.config)
+        config = text_config(entry, checkpoint.config)
+        source = Source(gguf_tensors(checkpoint))
+    except ArchitectureError:
+        return
+    for rule in entry.rules(config["num_hidden_layers"]):
+        yield from rule.to_hugging_face(source, config)
+    for hf, gguf in (EMBEDDING, HEAD):
+        if (tensor := source.take(gguf, optional=True)) is not None:
+            yield hf, tensor
+
+
+def to_published(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
+    """A GGUF checkpoint as the config and the tensors of a Hugging Face directory, as such models are published.
+
+    As `to_hugging_face`, but for experts, which lie one by one, and for a tied head, which isn't there.
+    """
+    config, tensors = to_hugging_face(checkpoint, published=True)
+    if config["tie_word_embeddings"]:
+        tensors.pop(HEAD[0], None)
+    return config, tensors
+
+
+def to_hugging_face(
+    checkpoint: Checkpoint, *, published: bool = False
+) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
     """A GGUF checkpoint as transformers' config and the state dict of its model.
 
     `AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))` has exactly the parameters of the
@@ -235,7 +277,9 @@ def to_hugging_face(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, L
     source = Source(checkpoint.tensors)
     tensors: dict[str, LazyTensor] = {}
     for rule in entry.rules(values["block_count"]):
-        tensors.update(rule.to_hugging_face(source, config))
+        tensors.update(
+            rule.to_published(source, config) if published else rule.to_hugging_face(source, config)
+        )
     head = source.take(HEAD[1], optional=True) or source.take(EMBEDDING[1])
     if head is not None:
         tensors[HEAD[0]] = Renamed(head, HEAD[0])

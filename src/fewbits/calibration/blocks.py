@@ -23,7 +23,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class BlockwiseModel:
-    """The parts of a decoder, each run by itself. Hidden states are bfloat16 [B, S, D].
+    """The parts of a decoder, each run by itself. Hidden states are float32 [B, S, D].
 
     Attributes:
         skeleton: the model that is run.
@@ -57,9 +57,9 @@ class BlockwiseModel:
 
     @contextmanager
     def embedding(self) -> Iterator[Tensor]:
-        """The input embedding, filled for a while: bfloat16 [V, D]."""
+        """The input embedding, filled for a while: float32 [V, D]."""
         module = self.skeleton.model.get_input_embeddings()
-        self.skeleton.fill(module, self.skeleton.embedding.removesuffix(".weight"))
+        self.skeleton.fill(module, self.skeleton.embedding.removesuffix(".weight"), torch.float32)
         try:
             yield module.weight
         finally:
@@ -69,7 +69,7 @@ class BlockwiseModel:
     def block(self, index: int) -> Iterator[nn.Module]:
         """A block, filled for a while."""
         module = self.blocks[index]
-        self.skeleton.fill(module, self.names[index])
+        self.skeleton.fill(module, self.names[index], torch.float32)
         try:
             yield module
         finally:
@@ -100,7 +100,7 @@ class BlockwiseModel:
             return result
 
         for name, module in outside.items():
-            self.skeleton.fill(module, f"{prefix}.{name}")
+            self.skeleton.fill(module, f"{prefix}.{name}", torch.float32)
         try:
             yield norm
         finally:
@@ -108,8 +108,8 @@ class BlockwiseModel:
                 self.skeleton.empty(module)
 
     def head_weight(self) -> Tensor:
-        """The matrix that gives the logits, bfloat16 [V, D]."""
-        return read_parameter(self.skeleton.tensors[self.skeleton.head], torch.bfloat16)
+        """The matrix that gives the logits, float32 [V, D]."""
+        return read_parameter(self.skeleton.tensors[self.skeleton.head], torch.float32)
 
     def head_bias(self) -> Tensor | None:
         """Its bias, float32 [V], if it has one."""

@@ -37,12 +37,13 @@ class Boundaries:
         return self._path(kind, index).is_file()
 
     def read(self, kind: str, index: int, start: int, stop: int) -> Tensor:
-        """Sequences start … stop, bfloat16 [stop - start, S, D]."""
+        """Sequences start … stop, float32 [stop - start, S, D]."""
         row = self.shape[1] * self.shape[2]
         with self._path(kind, index).open("rb") as file:
             file.seek(2 * start * row)
             data = bytearray(file.read(2 * (stop - start) * row))
-        return torch.frombuffer(data, dtype=torch.bfloat16).reshape(stop - start, *self.shape[1:])
+        numbers = torch.frombuffer(data, dtype=torch.bfloat16)
+        return numbers.reshape(stop - start, *self.shape[1:]).float()
 
     @contextmanager
     def writing(self, kind: str, index: int) -> Iterator[Callable[[Tensor], None]]:

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from fewbits.calibration.linear_maps import LinearMap, Sums, symmetric
-from fewbits.calibration.statistics import Statistics
+from fewbits.calibration.statistics import OutputMoments, Statistics
 from fewbits.calibration.store import StatisticsStore, is_starved
 from fewbits.calibration.text import CalibrationTokens
 
@@ -41,8 +43,21 @@ def save_block(
                 row_importance=mean_one(found.rows.numpy()),
                 held_out=(symmetric(found.held_out) / checking).numpy(),
                 tokens=found.tokens,
+                outputs=_outputs(found.outputs),
+                held_out_outputs=_outputs(found.held_out_outputs),
+                peaks={size: (total / training).numpy() for size, total in found.peaks.sums.items()},
             ),
         )
+
+
+def _outputs(sums: Tensor) -> OutputMoments:
+    """Upper triangles [N / B, B, B] as symmetric matrices, scaled to a mean diagonal of 1."""
+    diagonal = torch.diagonal(sums, dim1=1, dim2=2)
+    mean = float(diagonal.mean())
+    whole = torch.triu(sums) + torch.triu(sums, 1).transpose(1, 2)
+    if not mean > 0:
+        return torch.eye(sums.shape[1]).expand(sums.shape).to(torch.float16).numpy()
+    return (whole / mean).clamp(-65504, 65504).to(torch.float16).numpy()
 
 
 def mean_one(rows: Floats) -> Floats:
@@ -111,6 +126,11 @@ def head_statistics(raw: Mapping[str, Any], training: int, checking: int) -> Sta
         row_importance=mean_one(raw["rows"]),
         held_out=(raw["held_out"] / checking).astype(np.float32),
         tokens=training,
+        peaks={
+            int(name.removeprefix("peaks_")): (total / training).astype(np.float32)
+            for name, total in raw.items()
+            if name.startswith("peaks_")
+        },
     )
 
 
@@ -147,4 +167,5 @@ def tied(head: Statistics, embedding: Statistics) -> Statistics:
         row_importance=mean_one(shares[0] * head.row_importance + shares[1] * embedding.row_importance),
         held_out=head.held_out + embedding.held_out,
         tokens=head.tokens,
+        peaks=head.peaks,
     )

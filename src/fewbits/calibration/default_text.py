@@ -11,11 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from fewbits.calibration.generated_text import generated_text
+from fewbits.calibration.passage import Passage
 from fewbits.checkpoint.checkpoint import Checkpoint
 from fewbits.language_model.text_tokenizer import TextTokenizer
-
-# More than a token of any tokenizer has on average in English.
-_CHARACTERS_PER_TOKEN = 6
 
 # Modules of the standard library with much to say, of many fields.
 _MODULES = (
@@ -32,25 +30,34 @@ _MODULES = (
 )  # fmt: skip
 
 
-def default_text(checkpoint: Checkpoint, tokenizer: TextTokenizer, tokens: int) -> tuple[str, bytes]:
-    """Name and UTF-8 bytes of a text of at least `tokens` tokens for a model that comes without one.
+def default_text(checkpoint: Checkpoint, tokenizer: TextTokenizer, tokens: int) -> tuple[str, list[Passage]]:
+    """Name and passages of a text of at least `tokens` tokens for a model that comes without one.
 
-    What the model itself writes when it is given varied beginnings, if it's small enough to do so quickly,
-    and docstrings and the licence of the Python standard library (PSF licence). It isn't the text that
-    `fewbits evaluate` uses by default, which is Python's language reference.
+    What the model itself writes when it is given varied beginnings, and answers to questions where it has a
+    chat template, if it's small enough to do so quickly; and docstrings and the licence of the Python standard
+    library (PSF licence). It isn't the text that `fewbits evaluate` uses by default, which is Python's language
+    reference.
     """
-    written = generated_text(checkpoint, tokenizer)
-    passages = list(standard_library_text())
-    chosen, length = [], 0
-    for i in np.random.default_rng(0).permutation(len(passages)).tolist():
-        # Docstrings have about 4 characters a token, and what is left over costs nothing.
-        if length > _CHARACTERS_PER_TOKEN * tokens - len(written):
+    own = generated_text(checkpoint, tokenizer)
+    answers = Passage(own.answers, markup=True)
+    # Passages that are joined can have a few tokens less than apart.
+    left = (
+        tokens + tokens // 50 - len(answers.tokens(tokenizer)) - len(Passage(own.continued).tokens(tokenizer))
+    )
+    available = list(standard_library_text())
+    chosen = []
+    for i in np.random.default_rng(0).permutation(len(available)).tolist():
+        if left <= 0:
             break
-        chosen.append(passages[i])
-        length += len(passages[i])
-    text = "\n\n".join([*chosen, written]) + "\n"
-    own = ", the model's own writing" if written else ""
-    return f"Python {platform.python_version()} docstrings and licence{own}", text.encode()
+        chosen.append(available[i])
+        left -= len(Passage(available[i]).tokens(tokenizer))
+    name = f"Python {platform.python_version()} docstrings and licence"
+    if own.continued:
+        name += ", the model's own writing"
+    if own.answers:
+        name += " and answers"
+    passages = [Passage("\n\n".join([*chosen, own.continued]) + "\n"), answers]
+    return name, [passage for passage in passages if passage.text]
 
 
 def standard_library_text() -> Iterator[str]:

@@ -1,13 +1,15 @@
 """Gathering the statistics of every linear map of a model, block by block.
 
 1. Forward: the hidden states at every boundary between blocks go to files.
-2. Head: labels are drawn from the model's own predictions; their loss has a gradient at the last boundary.
+2. Head: random errors of the logits, as large as the model's own predictions are unsure, have a gradient at the
+   last boundary.
 3. Backward, last block first: the forward pass of a block is done again, now with gradients, and every
    linear map adds up its input's second moment, each token weighted by the gradient at the map's output.
 4. Embedding: from the gradient at the first boundary.
 
 One block's weights are in memory at a time, and if the sums of its maps don't fit beside them, some maps
-are left for another pass over the same block. All arithmetic is bfloat16 with float32 sums.
+are left for another pass over the same block. Arithmetic is float32; what lies in
+files between the passes is bfloat16.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +38,7 @@ from fewbits.calibration.conversion import (
 from fewbits.calibration.head import Head
 from fewbits.calibration.linear_maps import LinearMap, Observation, linear_maps, symmetric
 from fewbits.calibration.store import FORMAT_VERSION, StatisticsStore
-from fewbits.calibration.text import CalibrationTokens, calibration_tokens
+from fewbits.calibration.text import CalibrationTokens
 from fewbits.checkpoint.checkpoint import Checkpoint
 from fewbits.checkpoint.content_hash import cache_directory, content_hash
 from fewbits.errors import OutputError
@@ -157,14 +160,13 @@ def _head(run: _Run) -> None:
     boundaries, model = run.boundaries, run.model
     if any(boundaries.has("gradient", index) for index in range(run.last + 1)):
         return
-    head = Head(model)
+    head = Head(model, run.tokens.seed)
     with model.final_norm() as norm, boundaries.writing("gradient", run.last) as append:
-        for number, (start, stop, held_out) in enumerate(run.batches()):
+        for start, stop, held_out in run.batches():
             hidden = boundaries.read("hidden", run.last, start, stop).requires_grad_()
             normed = norm(hidden)
-            generator = torch.Generator().manual_seed(run.tokens.seed * 1_000_003 + number)
             with torch.no_grad():
-                flat = head.gradient(normed.detach().flatten(0, 1), generator, held_out)
+                flat = head.gradient(normed.detach().flatten(0, 1), held_out)
             (gradient,) = torch.autograd.grad(normed, hidden, flat.reshape(normed.shape))
             append(gradient)
         _save_head(boundaries.folder, head)
@@ -219,14 +221,15 @@ def _passes(maps: list[LinearMap], budget: int | None) -> Iterator[list[LinearMa
 
 def _save_head(folder: Path, head: Head) -> None:
     sums = head.sums
+    arrays: dict[str, Any] = {
+        "second_moment": symmetric(sums.second_moment).numpy(),
+        "held_out": symmetric(sums.held_out).numpy(),
+        "rows": sums.rows.numpy(),
+        "predicted": head.predicted.numpy(),
+        **{f"peaks_{size}": total.numpy() for size, total in sums.peaks.sums.items()},
+    }
     with (folder / "head.npz").open("wb") as file:
-        np.savez(
-            file,
-            second_moment=symmetric(sums.second_moment).numpy(),
-            held_out=symmetric(sums.held_out).numpy(),
-            rows=sums.rows.numpy(),
-            predicted=head.predicted.numpy(),
-        )
+        np.savez(file, **arrays)
 
 
 def _embedding(run: _Run) -> None:
@@ -265,21 +268,15 @@ def _embedding_scale(run: _Run) -> float:
 
 
 def statistics_for(
-    checkpoint: Checkpoint,
-    text: str | Path | None,
-    tokens: int,
-    seed: int,
-    memory: int | None,
-    progress: Progress,
-    length: int = 512,
+    checkpoint: Checkpoint, read: CalibrationTokens, memory: int | None, progress: Progress
 ) -> StatisticsStore:
-    """The statistics of a model on a text, gathered now or taken from the user's cache.
+    """The statistics of a model on these tokens, gathered now or taken from the user's cache.
 
     Raises:
-        see `calibration_tokens` and `gather`.
+        see `gather`.
     """
-    read = calibration_tokens(checkpoint, text, tokens, length, seed)
-    key = json.dumps([content_hash(checkpoint), read.sha256, tokens, length, seed, FORMAT_VERSION])
+    identity = [content_hash(checkpoint), read.sha256, read.asked, read.blocks.shape[1], read.seed]
+    key = json.dumps([*identity, FORMAT_VERSION])
     folder = cache_directory() / "statistics" / hashlib.sha256(key.encode()).hexdigest()
     store = StatisticsStore(folder)
     gather(checkpoint, read, store, memory=memory, progress=progress)

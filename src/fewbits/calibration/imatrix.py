@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from fewbits.checkpoint.checkpoint import Checkpoint
 from fewbits.checkpoint.gguf import open_gguf
 from fewbits.errors import CalibrationError, OutputError
 
@@ -70,6 +72,7 @@ def read_imatrix(path: str | Path) -> ImportanceMatrix:
         CalibrationError: it is something else than an importance matrix, or holds numbers that can't be sums.
     """
     path = Path(path)
+    _require_gguf(path)
     checkpoint = open_gguf(path)
     kind = checkpoint.metadata.get("general.type")
     if kind != "imatrix":
@@ -84,16 +87,52 @@ def read_imatrix(path: str | Path) -> ImportanceMatrix:
             f"{path} is a damaged importance matrix",
             found=f"sums or counts alone of {', '.join(odd)}" if odd else "no sums",
         )
-    entries = {}
-    for name in sorted(names):
-        sums, counts = (checkpoint.tensors[name + suffix].read() for suffix in (_SUMS, _COUNTS))
-        entries[name] = _entry(path, name, np.atleast_2d(sums), counts.reshape(-1))
+    entries = _StoredEntries(checkpoint, sorted(names))
+    for name in entries:
+        entries[name]  # all are checked before any is used
     return ImportanceMatrix(
         entries,
         [str(text) for text in checkpoint.metadata.get("imatrix.datasets", ())],
         int(checkpoint.metadata.get("imatrix.chunk_count", 0)),
         int(checkpoint.metadata.get("imatrix.chunk_size", 0)),
     )
+
+
+class _StoredEntries(Mapping[str, Entry]):
+    """Entries that are read when they are asked for: those of many experts would fill the memory."""
+
+    def __init__(self, checkpoint: Checkpoint, names: Sequence[str]) -> None:
+        self._checkpoint = checkpoint
+        self._names = dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> Entry:
+        if name not in self._names:
+            raise KeyError(name)
+        sums, counts = (self._checkpoint.tensors[name + suffix].read() for suffix in (_SUMS, _COUNTS))
+        return _entry(self._checkpoint.path, name, np.atleast_2d(sums), counts.reshape(-1))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+
+def _require_gguf(path: Path) -> None:
+    """Refuse what llama-imatrix wrote before it wrote GGUF; other errors are the reader's.
+
+    Raises:
+        CalibrationError: another kind of file.
+    """
+    with suppress(OSError), path.open("rb") as file:
+        if (magic := file.read(4)) != b"GGUF":
+            raise CalibrationError(
+                f"{path} is no importance matrix in GGUF form", found=f"a file that begins with {magic!r}",
+                action=f"If it is one in llama.cpp's older form: llama-imatrix --in-file {path} -o NEW.gguf",
+            )  # fmt: skip
 
 
 def _entry(path: Path, name: str, sums: Floats, counts: Floats) -> Entry:

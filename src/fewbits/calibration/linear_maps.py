@@ -22,6 +22,10 @@ from fewbits.language_model.transformers_model import storage_address
 # Above this width only half of the symmetric product is computed, in column panels of at least this size:
 # narrower ones cost more in passes over the inputs than they save.
 _PANEL = 384
+# Sizes of the blocks that share a scale when llama.cpp rounds activations.
+PEAK_BLOCKS = (32, 256)
+# Rows of a map whose gradients are correlated with one another, at most: their products are squares of it.
+_OUTPUTS = 2048
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,8 @@ class LinearMap:
 
     @property
     def bytes(self) -> int:
-        """Memory of its two second moments."""
-        return 8 * self.shape[1] ** 2
+        """Memory of its second moments, of inputs and outputs, for use and for checking."""
+        return 8 * (self.shape[1] ** 2 + self.shape[0] * output_block(self.shape[0]))
 
 
 def linear_maps(block: nn.Module, prefix: str) -> list[LinearMap]:
@@ -49,35 +53,72 @@ def linear_maps(block: nn.Module, prefix: str) -> list[LinearMap]:
     return maps
 
 
+def output_block(rows: int) -> int:
+    """Neighbouring rows whose gradients are correlated with one another: all of them, or a divisor of `rows`."""
+    if rows <= _OUTPUTS:
+        return rows
+    return max(size for size in range(1, _OUTPUTS + 1) if rows % size == 0)
+
+
 class Sums:
-    """Of one linear map, over tokens t.
+    """Of one linear map, over tokens t; B rows are a block of outputs.
 
     Attributes:
         second_moment: sum of w_t x_t x_tᵀ with w_t the mean over rows of g_tn², float32 [K, K], its upper
             triangle.
         held_out: the same over held-out tokens.
-        rows: sum of g_t², float32 [N], without held-out tokens.
+        outputs: sum of g_t g_tᵀ within blocks of outputs, float32 [N / B, B, B], its upper triangles.
+        held_out_outputs: the same over held-out tokens.
+        peaks: of the inputs, without held-out tokens.
         tokens: how many are in `second_moment` and `rows`.
     """
 
     def __init__(self, rows: int, columns: int) -> None:
         self.second_moment = torch.zeros(columns, columns)
         self.held_out = torch.zeros(columns, columns)
-        self.rows = torch.zeros(rows)
+        block = output_block(rows)
+        self.outputs = torch.zeros(rows // block, block, block)
+        self.held_out_outputs = torch.zeros_like(self.outputs)
+        self.peaks = Peaks(columns)
         self.tokens = 0
         self.held_out_tokens = 0
 
     def add(self, x: Tensor, g: Tensor, held_out: bool) -> None:
-        """Inputs bfloat16 [T, K] and gradients at the outputs bfloat16 [T, N] of T tokens."""
-        # Sums of bfloat16 as matrix products: those accumulate in float32 and convert nothing beforehand.
-        squares = g.square()
-        weights = (squares @ g.new_ones(g.shape[1], 1))[:, 0].float() / g.shape[1]
+        """Inputs float32 [T, K] and gradients at the outputs float32 [T, N] of T tokens."""
+        weights = g.square().mean(1)
         add_weighted_product(self.held_out if held_out else self.second_moment, x, weights)
+        outputs = self.held_out_outputs if held_out else self.outputs
+        for total, part in zip(outputs, torch.split(g, outputs.shape[1], dim=1), strict=True):
+            add_product(total, part)
         if held_out:
             self.held_out_tokens += len(x)
         else:
             self.tokens += len(x)
-            self.rows += (g.new_ones(1, len(g)) @ squares)[0]
+            self.peaks.add(x, weights)
+
+    @property
+    def rows(self) -> Tensor:
+        """Sum of g_t², float32 [N], without held-out tokens."""
+        return torch.diagonal(self.outputs, dim1=1, dim2=2).reshape(-1)
+
+
+class Peaks:
+    """How large inputs get within the blocks in which runtimes round them: what that rounding costs follows.
+
+    Attributes:
+        sums: block size b -> sum of w_t max over the block of x_t², float32 [K / b]; sizes that divide K.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self.sums = {size: torch.zeros(columns // size) for size in PEAK_BLOCKS if columns % size == 0}
+
+    def add(self, x: Tensor, weights: Tensor) -> None:
+        """Inputs float32 [T, K] and weights float32 [T]."""
+        size, peaks = 1, x
+        for larger, total in self.sums.items():  # rising, each a multiple of the one before
+            peaks = peaks.reshape(len(x), -1, larger // size).abs().amax(2)
+            size = larger
+            total += weights @ peaks.square()
 
 
 def add_weighted_product(total: Tensor, x: Tensor, weights: Tensor) -> None:
@@ -85,13 +126,17 @@ def add_weighted_product(total: Tensor, x: Tensor, weights: Tensor) -> None:
 
     x is [T, K], weights [T] positive.
     """
-    scaled = x * weights.sqrt().to(x.dtype)[:, None]
+    add_product(total, x * weights.sqrt()[:, None])
+
+
+def add_product(total: Tensor, x: Tensor) -> None:
+    """Add xᵀ x of x [T, K] to float32 [K, K], of which only the upper triangle counts."""
     width = x.shape[1]
     panels = max(1, min(4, width // _PANEL))
     step = -(-width // panels)
     for start in range(0, width, step):
         stop = min(start + step, width)
-        total[start:stop, start:] += scaled[:, start:stop].T @ scaled[:, start:]
+        total[start:stop, start:] += x[:, start:stop].T @ x[:, start:]
 
 
 def symmetric(total: Tensor) -> Tensor:

@@ -13,12 +13,18 @@ with second_moment = E[w_t x_t x_tᵀ], w_t = mean over n of g_tn², and row_imp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+OutputMoments = npt.NDArray[np.float16]
+
+
+# Rows whose correlations are looked at together: 34 MB.
+MOST_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -30,19 +36,83 @@ class Statistics:
         row_importance: float32 [N], mean 1.
         held_out: float32 [K, K], the second moment over tokens that aren't in `second_moment`; for checking.
         tokens: how many tokens are in `second_moment` (for an expert: those routed to it).
+        outputs: E[g gᵀ] within blocks of B neighbouring rows, float16 [N / B, B, B], mean diagonal 1; None where it
+            isn't known.
+        held_out_outputs: the same over the tokens of `held_out`.
+        peaks: block size b -> E[w_t max over the block of x_t²], float32 [K / b].
     """
 
     second_moment: Floats
     row_importance: Floats
     held_out: Floats
     tokens: int
+    outputs: OutputMoments | None = None
+    held_out_outputs: OutputMoments | None = None
+    peaks: Mapping[int, Floats] = field(default_factory=dict)
+
+    def of_rows(self, rows: slice | npt.NDArray[np.intp]) -> Statistics:
+        """Of some rows of the map.
+
+        Row importance keeps its scale relative to the whole map, so that losses of parts add up. Correlations of
+        outputs are kept among the rows, as one block, unless they are too many for one.
+        """
+        return replace(
+            self,
+            row_importance=self.row_importance[rows],
+            outputs=_among(self.outputs, rows),
+            held_out_outputs=_among(self.held_out_outputs, rows),
+        )
 
     def importance(self) -> Floats:
         """The diagonal of the second moment: the weight of each input column, float32 [K]."""
         return np.ascontiguousarray(np.diagonal(self.second_moment))
 
 
+def _among(outputs: OutputMoments | None, rows: slice | npt.NDArray[np.intp]) -> OutputMoments | None:
+    """Correlations among some rows, float16 [1, n, n]; None for more than `MOST_ROWS`."""
+    if outputs is None:
+        return None
+    count, size, _ = outputs.shape
+    chosen = np.arange(count * size)[rows]
+    if len(chosen) > MOST_ROWS:
+        return None
+    block, place = np.divmod(chosen, size)
+    among = np.zeros((len(chosen), len(chosen)), np.float16)
+    for index in np.unique(block):
+        members = np.flatnonzero(block == index)
+        among[np.ix_(members, members)] = outputs[index][np.ix_(place[members], place[members])]
+    return among[None]
+
+
+def joint_loss(error: Floats, statistics: Statistics, *, held_out: bool = False) -> float:
+    """Predicted KL divergence in nats per token of an error [N, K] of all rows: 1/2 tr(G E H Eᵀ).
+
+    G is E[g gᵀ] as far as it is known, scaled to a mean diagonal of 1.
+
+    Args:
+        error: float32 [N, K], Wq - W.
+        statistics: of these rows.
+        held_out: by the moments over held-out tokens.
+    """
+    second_moment = statistics.held_out if held_out else statistics.second_moment
+    product = output_product(statistics, error, held_out=held_out)
+    return 0.5 * float(np.einsum("nk,nk->", product @ second_moment, error, dtype=np.float64))
+
+
 def quadratic_loss(error: Floats, second_moment: Floats, row_importance: Floats) -> float:
     """Predicted KL divergence in nats per token of an error Wq - W, float32 [N, K]."""
     per_row = np.einsum("nk,nk->n", error @ second_moment, error, dtype=np.float64)
     return 0.5 * float(per_row @ row_importance.astype(np.float64))
+
+
+def output_product(statistics: Statistics, error: Floats, *, held_out: bool = False) -> Floats:
+    """E[g gᵀ] times a matrix float32 [N, K], by what is known of it: blocks, or the diagonal."""
+    outputs = statistics.held_out_outputs if held_out else statistics.outputs
+    if outputs is None:
+        return statistics.row_importance[:, None] * error
+    size = outputs.shape[1]
+    pieces = [
+        part.astype(np.float32) @ error[start : start + size]
+        for part, start in zip(outputs, range(0, len(error), size), strict=True)
+    ]
+    return np.concatenate(pieces)

@@ -18,7 +18,7 @@ from fewbits.calibration.statistics import Statistics
 from fewbits.errors import CalibrationError, OutputError, ResumeError
 
 # Changes whenever the same input gives other statistics or other files.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _DESCRIPTION = "calibration.json"
 _COMPLETE = "complete.json"
@@ -77,6 +77,11 @@ class StatisticsStore:
                 row_importance=file["row_importance"],
                 held_out=file["held_out"],
                 tokens=int(file["tokens"]),
+                outputs=file.get("outputs"),
+                held_out_outputs=file.get("held_out_outputs"),
+                peaks={
+                    int(name.removeprefix("peaks_")): file[name] for name in file if name.startswith("peaks_")
+                },
             )
 
     def save(self, name: str, statistics: Statistics) -> None:
@@ -86,13 +91,16 @@ class StatisticsStore:
             OutputError: they can't be written.
         """
         with _written(self.folder / f"{name}.npz") as file:
-            np.savez(
-                file,
-                second_moment=statistics.second_moment,
-                held_out=statistics.held_out,
-                row_importance=statistics.row_importance,
-                tokens=np.int64(statistics.tokens),
-            )
+            arrays: dict[str, Any] = {
+                "second_moment": statistics.second_moment,
+                "held_out": statistics.held_out,
+                "row_importance": statistics.row_importance,
+                "tokens": np.int64(statistics.tokens),
+                "outputs": statistics.outputs,
+                "held_out_outputs": statistics.held_out_outputs,
+                **{f"peaks_{size}": peaks for size, peaks in statistics.peaks.items()},
+            }
+            np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
 
     def starved(self) -> dict[str, int]:
         """Experts that saw fewer than K / 4 tokens, and how many; their statistics lean on the others'."""

@@ -56,10 +56,14 @@ class LazyTensor(ABC):
             yield self.rows(start, min(start + step, n))
 
 
-class StoredTensor(LazyTensor):
-    """A tensor as it lies in a file; `raw` gives its bytes without decoding."""
+class SizedTensor(LazyTensor):
+    """A tensor of which it is known how many bytes hold it."""
 
     nbytes: int
+
+
+class StoredTensor(SizedTensor):
+    """A tensor as it lies in a file; `raw` gives its bytes without decoding."""
 
     @abstractmethod
     def raw(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
@@ -76,7 +80,7 @@ class Checkpoint:
         tensors: by name, in the order of the file. Scales that belong to FP8 weights are already applied.
         files: every file that holds tensors, in order; what `content_hash` covers, with config files.
         config: config.json of a Hugging Face directory, {} for GGUF.
-        metadata: key-value metadata of a GGUF file, {} otherwise.
+        metadata: key-value metadata of a GGUF file; texts in the headers of safetensors files.
         metadata_types: by key of `metadata`, its value type and, for arrays, its elements' type
             (numbers of `gguf_constants.ValueType`), so that metadata can be written again unchanged.
         warnings: what the user should know about this source, e.g. that it is already quantized.

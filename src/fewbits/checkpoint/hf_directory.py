@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 _SHARD_NAME = re.compile(r".+-\d{5}-of-(\d{5})\.safetensors")
+_QUANTIZATION_KEYS = ("quantization_config", "compression_config")
+_COMPRESSED_TENSORS = "compressed-tensors"  # a quant_method
 _FP8_METHODS = ("fp8", "fbgemm_fp8")  # values of quant_method
 # of GPTQ and AWQ, compressed-tensors, bitsandbytes 4-bit and 8-bit
 _PACKED_SUFFIXES = (".qweight", ".weight_packed", ".weight.absmax", ".SCB")
@@ -44,8 +47,11 @@ def read_hf_directory(directory: Path, weights: Path | None = None) -> Checkpoin
             action="Name the directory instead, so that all shards are read.",
         )
     tensors: dict[str, LazyTensor] = {}
+    metadata: dict[str, str] = {}
     for file in files:
-        for name, tensor in read_safetensors_header(file).tensors.items():
+        header = read_safetensors_header(file)
+        metadata = header.metadata | metadata
+        for name, tensor in header.tensors.items():
             if name in tensors:
                 raise CheckpointError(
                     f"the tensor {name} is in two shards of {directory}",
@@ -67,17 +73,22 @@ def read_hf_directory(directory: Path, weights: Path | None = None) -> Checkpoin
         tensors=tensors,
         files=tuple(files),
         config=config,
+        metadata=metadata,
         warnings=warnings,
     )
 
 
 def interpret(stored: Checkpoint) -> Checkpoint:
-    """The model's weights: FP8 scales applied and taken out, quantized models of other kinds refused.
+    """The model's weights: packed ones unpacked, FP8 scales applied and taken out; other kinds refused.
 
     Raises:
         CheckpointError: the weights are packed in a way that only their own runtime reads.
     """
     method = quantization_method(stored)
+    if (unpacked := unpacked_weights(stored)) is not None:
+        from fewbits.checkpoint.compressed_tensors import warning_of
+
+        return _unquantized(stored, unpacked, (warning_of(unpacked),))
     if method is not None and not _is_scaled_fp8(stored.config, method):
         raise CheckpointError(
             f"{stored.path} is already quantized in a format that fewbits doesn't read",
@@ -85,33 +96,53 @@ def interpret(stored: Checkpoint) -> Checkpoint:
             allowed="F32, F16, BF16, or FP8 with scales; GGUF files of any type",
             action="Start from the original, unquantized model.",
         )
-    tensors, warnings = apply_scales(stored.tensors, stored.config)
-    return Checkpoint(
-        path=stored.path,
-        container=stored.container,
+    return _unquantized(stored, *apply_scales(stored.tensors, stored.config))
+
+
+def _unquantized(
+    stored: Checkpoint, tensors: Mapping[str, LazyTensor], warnings: tuple[str, ...]
+) -> Checkpoint:
+    return replace(
+        stored,
         tensors=tensors,
-        files=stored.files,
-        config={
-            k: v for k, v in stored.config.items() if k not in ("quantization_config", "compression_config")
-        },
+        config={k: v for k, v in stored.config.items() if k not in _QUANTIZATION_KEYS},
         warnings=(*stored.warnings, *(f"{stored.path.name}: {w}" for w in warnings)),
     )
 
 
+def unpacked_weights(stored: Checkpoint) -> dict[str, LazyTensor] | None:
+    """The tensors with packed weights as one tensor each; None unless all packed ones are in formats we know.
+
+    Raises:
+        CheckpointError: arrays of a weight are missing, or of another shape than its format says.
+    """
+    quantization = _quantization(stored.config)
+    if quantization.get("quant_method") != _COMPRESSED_TENSORS:
+        return None
+    from fewbits.checkpoint.compressed_tensors import unpack_modules  # it imports the formats
+
+    return unpack_modules(stored.tensors, quantization)
+
+
+def _quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config's description of how it is quantized; {} without one."""
+    for key in _QUANTIZATION_KEYS:
+        if isinstance(quantization := config.get(key), dict):
+            return quantization
+    return {}
+
+
 def quantization_method(stored: Checkpoint) -> str | None:
     """How a directory's weights are quantized, by its config or its tensors' names; None if they aren't."""
-    for key in ("quantization_config", "compression_config"):
-        if isinstance(quantization := stored.config.get(key), dict):
-            return str(quantization.get("quant_method", "an unnamed quantization_config"))
+    if quantization := _quantization(stored.config):
+        return str(quantization.get("quant_method", "an unnamed quantization_config"))
     packed = next((name for name in stored.tensors if name.endswith(_PACKED_SUFFIXES)), None)
     return f"a packed tensor {packed}" if packed else None
 
 
 def _is_scaled_fp8(config: Mapping[str, Any], method: str) -> bool:
-    quantization = config.get("quantization_config") or config.get("compression_config")
-    if not isinstance(quantization, dict):
-        return False
-    if method == "compressed-tensors":
+    quantization = _quantization(config)
+    if method == _COMPRESSED_TENSORS:
         groups = quantization.get("config_groups")
         layouts = [quantization.get("format")]
         layouts += (

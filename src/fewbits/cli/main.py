@@ -8,6 +8,7 @@ import typer
 
 from fewbits.cli.evaluate import evaluate
 from fewbits.cli.generate import generate
+from fewbits.cli.imatrix import imatrix
 from fewbits.cli.inspect import inspect
 from fewbits.cli.plan import plan
 from fewbits.cli.quantize import quantize
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.command()(quantize)
 app.command()(plan)
+app.command()(imatrix)
 app.command()(inspect)
 app.command()(evaluate)
 app.command()(generate)

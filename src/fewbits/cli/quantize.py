@@ -11,12 +11,14 @@ import typer
 from fewbits.cli.failure import reported
 from fewbits.cli.progress import TerminalProgress
 
+CALIBRATION = "Text for balanced and best: a file, JSONL, or hub:OWNER/NAME:CONFIG:SPLIT:COLUMN."
+ALGORITHM = "How codes are chosen: rtn, hqq; calibrated: imatrix, gptq, signround. Default: by effort."
 RESUME_HINT = "interrupted; what is done is kept: the same command goes on from here"
 
 
 def quantize(
     source: Annotated[str, typer.Argument(help="Hugging Face directory, hub id, or GGUF file.")],
-    output: Annotated[str, typer.Argument(help="The file to make.")],
+    output: Annotated[str, typer.Argument(help="The file (or for compressed-tensors the folder) to make.")],
     to: Annotated[str, typer.Option(help="Container to write.")] = "gguf",
     format_name: Annotated[
         str | None, typer.Option("--format", metavar="NAME", help="One format for all layers, e.g. Q4_K.")
@@ -32,9 +34,17 @@ def quantize(
         list[str] | None, typer.Option(metavar="PATTERN=FORMAT", help="Fix the format of some tensors.")
     ] = None,
     effort: Annotated[
-        str, typer.Option(help="fast rounds; balanced and best look at the model's inputs.")
-    ] = "fast",
-    calibration: Annotated[str | None, typer.Option(help="Text file or JSONL for balanced and best.")] = None,
+        str | None,
+        typer.Option(
+            help="fast rounds; balanced and best look at the model's inputs. Default: balanced, or $FEWBITS_EFFORT."
+        ),
+    ] = None,
+    calibration: Annotated[str | None, typer.Option(help=CALIBRATION)] = None,
+    imatrix: Annotated[
+        str | None,
+        typer.Option(help="Importance matrix of llama-imatrix or `fewbits imatrix`, to round by."),
+    ] = None,
+    algorithm: Annotated[str | None, typer.Option(metavar="NAME", help=ALGORITHM)] = None,
     memory: Annotated[str, typer.Option(help="Memory that the run may hold.")] = "4GB",
     threads: Annotated[int | None, typer.Option(help="Default: all cores.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
@@ -55,7 +65,8 @@ def quantize(
         options: dict[str, Any] = {
             "to": to, "format": format_name, "bits": bits, "size": size, "plan": plan, "like": like,
             "max_kl": max_kl, "pins": pin or (), "effort": effort, "calibration": calibration,
-            "memory": memory, "threads": threads, "seed": seed, "force": force,
+            "imatrix": imatrix, "algorithm": algorithm, "memory": memory, "threads": threads, "seed": seed,
+            "force": force,
         }  # fmt: skip
         with TerminalProgress() as progress:
             if dry_run:

@@ -1,8 +1,8 @@
-"""How llama.cpp rounds activations on the CPU: the one place that knows it.
+"""How runtimes round activations: the one place that knows it.
 
-A quantized weight is never multiplied with float32 activations there. Each row of activations is first
-rounded to the type that the weight type's dot product takes (`vec_dot_type` in ggml-cpu.c's table
-`type_traits_cpu`; the repacked kernels take the same types):
+In llama.cpp, on the CPU, a quantized weight is never multiplied with float32 activations. Each row of
+activations is first rounded to the type that the weight type's dot product takes (`vec_dot_type` in
+ggml-cpu.c's table `type_traits_cpu`; the repacked kernels take the same types):
 
     Q8_0  blocks of 32:   d = max|x| / 127, kept as float16;  q = round(x * 127 / max|x|);  value d * q
     Q8_1  as Q8_0, with the block's sum beside it
@@ -12,18 +12,24 @@ rounded to the type that the weight type's dot product takes (`vec_dot_type` in 
 On small models at 8 bits this costs as much as the rounding of the weights, so an evaluation that leaves
 it out is not what the user of the file will see. Left out here, being far smaller: the float16 KV cache,
 and Q8_1's float16 rounding of the sum.
+
+Where a compressed-tensors model says that activations have 8 bits, each token's are rounded with a scale of its own:
+
+    INT8   d = max|x| / 127;  value d * round(x / d)       vLLM's dynamic_scaled_int8_quant
+    FP8    d = max|x| / 448;  value d * E4M3(x / d)        vLLM's dynamic_per_token_scaled_fp8_quant
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from fewbits.export.gguf.activation_blocks import ACTIVATION_BLOCK
 from fewbits.language_model.transformers_model import storage_address
 
 
@@ -52,6 +58,27 @@ class ActivationRounding:
         return (codes * scale).reshape(x.shape)
 
 
+@dataclass(frozen=True)
+class TokenRounding:
+    """Rounding with one scale for each token.
+
+    Attributes:
+        largest: number that a token's largest magnitude becomes.
+        dtype: a float type for the codes, or None for integers.
+    """
+
+    largest: float
+    dtype: torch.dtype | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The values the dot product sees: float32 [..., K] -> float32 [..., K]."""
+        scale = x.abs().amax(dim=-1, keepdim=True) / self.largest
+        codes = x / scale.where(scale > 0, 1.0)
+        return (codes.round() if self.dtype is None else codes.to(self.dtype).to(torch.float32)) * scale
+
+
+Rounding: TypeAlias = Callable[[Tensor], Tensor]
+
 Q8_0 = ActivationRounding(32, torch.float16)
 Q8_K = ActivationRounding(256, torch.float32)
 F16 = ActivationRounding(0, torch.float16)
@@ -59,13 +86,16 @@ BF16 = ActivationRounding(0, torch.bfloat16)
 
 # By the type of the weight in the GGUF file. F32 weights take float32 activations.
 ROUNDING: Mapping[str, ActivationRounding] = {
-    **dict.fromkeys(
-        ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "NVFP4", "Q1_0", "Q2_0"), Q8_0
-    ),
-    **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "TQ1_0", "TQ2_0"), Q8_K),
-    **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"), Q8_K),
+    **{name: Q8_K if block == 256 else Q8_0 for name, block in ACTIVATION_BLOCK.items()},
     "F16": F16,
     "BF16": BF16,
+}
+
+
+# By the format of the weight in a compressed-tensors directory; with all others activations stay as they are.
+TOKEN_ROUNDING: Mapping[str, Rounding] = {
+    "INT8_CHANNEL_SYM": TokenRounding(127.0),
+    "FP8_E4M3_CHANNEL": TokenRounding(448.0, torch.float8_e4m3fn),
 }
 
 
@@ -76,7 +106,7 @@ class RuntimeActivations(TorchFunctionMode):
     a stacked parameter, are found as well.
     """
 
-    def __init__(self, roundings: Mapping[int, ActivationRounding]) -> None:
+    def __init__(self, roundings: Mapping[int, Rounding]) -> None:
         super().__init__()
         self._roundings = roundings
 

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fewbits.checkpoint.checkpoint import Checkpoint
-from fewbits.errors import EvaluationError, MissingExtraError
+from fewbits.errors import EvaluationError
 from fewbits.evaluation.memory import available_memory, require_memory
 from fewbits.evaluation.quality import PositionStatistics, Quality, join, position_statistics, quality
 from fewbits.evaluation.text import EvaluationText, read_text
+from fewbits.language_model.packages import require_models_extra
 from fewbits.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -147,19 +148,6 @@ def _require_settings(context: int, chunks: int, activations: str) -> None:
         )
     if activations not in ("runtime", "float"):
         raise EvaluationError("unknown activations", found=repr(activations), allowed="runtime, float")
-
-
-def require_models_extra(purpose: str) -> None:
-    """Refuse early, by name, if a package for running models isn't installed.
-
-    Raises:
-        MissingExtraError: torch, transformers or tokenizers isn't there.
-    """
-    from importlib.util import find_spec
-
-    for package in ("torch", "transformers", "tokenizers"):
-        if find_spec(package) is None:
-            raise MissingExtraError(package, "models", purpose)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Models that are run: a Hugging Face directory or a GGUF file, as what transformers builds, in float32.
 
 A GGUF file's weights are dequantized tensor by tensor as transformers asks for them, so loading holds the
-float32 model and one tensor besides. With `activations="runtime"` its linear maps also round their inputs
-as llama.cpp does (see activations.py).
+float32 model and one tensor besides. With `activations="runtime"` linear maps also round their inputs as the
+model's runtime does (see activations.py).
 
 Dimension letters: T tokens of a text, S positions in one pass, V tokens in the vocabulary.
 """
@@ -20,9 +20,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fewbits.architectures.interpreter import to_hugging_face
+from fewbits.architectures.interpreter import parameters_of_directory, to_hugging_face
 from fewbits.checkpoint.checkpoint import Checkpoint, LazyTensor
-from fewbits.evaluation.activations import ROUNDING, ActivationRounding, RuntimeActivations
+from fewbits.evaluation.activations import ROUNDING, TOKEN_ROUNDING, Rounding, RuntimeActivations
 from fewbits.language_model.text_tokenizer import TextTokenizer, open_tokenizer
 from fewbits.language_model.transformers_model import (
     model_from_directory,
@@ -46,7 +46,7 @@ class LanguageModel:
         tokenizer: of the model.
         vocabulary: V, logits per position.
         context_limit: tokens the model is made for, or None where its files don't say.
-        activations: ``runtime`` if linear maps round their inputs as llama.cpp does, else ``float``.
+        activations: ``runtime`` if linear maps round their inputs as the model's runtime does, else ``float``.
     """
 
     name: str
@@ -55,7 +55,7 @@ class LanguageModel:
     context_limit: int | None
     activations: Activations
     _model: Any
-    _roundings: Mapping[int, ActivationRounding]
+    _roundings: Mapping[int, Rounding]
 
     def forward(self, tokens: Sequence[int], cache: Any, keep: int) -> tuple[Tensor, Any]:
         """Run tokens that follow those in `cache` (None: from the start).
@@ -95,21 +95,22 @@ class LanguageModel:
 def load_language_model(checkpoint: Checkpoint, activations: Activations = "runtime") -> LanguageModel:
     """Load a model and its tokenizer.
 
-    `activations` counts for GGUF files; those of Hugging Face directories stay in float32.
+    `activations` counts for GGUF files, and for directories that say that activations are quantized.
 
     Raises:
         EvaluationError: transformers can't build the model, or the file lacks some of its weights.
         ArchitectureError: a GGUF file of an architecture that fewbits has no transformers counterpart for.
     """
     tokenizer = open_tokenizer(checkpoint)
-    roundings: Mapping[int, ActivationRounding] = {}
+    table = TOKEN_ROUNDING
     if checkpoint.container == "gguf":
         config, tensors = to_hugging_face(checkpoint)
         model = model_from_tensors(checkpoint, dict(config), tensors)
-        if activations == "runtime":
-            roundings = _roundings(model, tensors)
+        table = ROUNDING
     else:
         model = model_from_directory(checkpoint)
+        tensors = parameters_of_directory(checkpoint, [name for name, _ in model.named_parameters()])
+    roundings = _roundings(model, tensors, table) if activations == "runtime" else {}
     text_config = model.config.get_text_config()
     return LanguageModel(
         name=checkpoint.path.name,
@@ -122,11 +123,13 @@ def load_language_model(checkpoint: Checkpoint, activations: Activations = "runt
     )
 
 
-def _roundings(model: Any, tensors: Mapping[str, LazyTensor]) -> dict[int, ActivationRounding]:
+def _roundings(
+    model: Any, tensors: Mapping[str, LazyTensor], table: Mapping[str, Rounding]
+) -> dict[int, Rounding]:
     """How the input of each parameter's linear map is rounded, by the address of the parameter's storage."""
     types = {name: tensor.dtype for name, tensor in tensors.items()}
     return {
-        storage_address(parameter): ROUNDING[types[name]]
+        storage_address(parameter): table[types[name]]
         for name, parameter in model.named_parameters()
-        if parameter.dim() > 1 and types.get(name) in ROUNDING
+        if parameter.dim() > 1 and types.get(name) in table
     }

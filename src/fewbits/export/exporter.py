@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any
 
 from fewbits.checkpoint.checkpoint import Checkpoint, LazyTensor
+
+# Name of the one part of tensors that the container holds as one run of bytes.
+WHOLE = "data"
+# Name of the one file of a container that isn't a folder.
+ITSELF = ""
 
 
 @dataclass(frozen=True)
 class OutputTensor:
-    """One tensor of the file to be written.
+    """One tensor of the artifact to be written.
 
     Attributes:
         name: in the container's own naming, e.g. ``blk.0.attn_q.weight``.
@@ -38,38 +45,93 @@ class OutputTensor:
 
 @dataclass(frozen=True)
 class Region:
-    """Where one tensor lies in the file: absolute offset and length in bytes."""
+    """Where one part of a tensor lies.
+
+    Attributes:
+        offset: from the start of the file, in bytes.
+        nbytes: length.
+        file: name within the artifact.
+        content: its bytes where they don't depend on the weights; None where they are made from them.
+        repeated: every chunk of the tensor holds the whole part, rather than the next bytes of it.
+    """
 
     offset: int
     nbytes: int
+    file: str = ITSELF
+    content: bytes | None = None
+    repeated: bool = False
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The file before any number is computed: its header and where each tensor goes.
+class OutputFile:
+    """One file before any number is computed.
 
     Attributes:
-        header: bytes at offset 0, everything up to the first tensor.
-        regions: by tensor name, in file order.
+        header: bytes at offset 0, everything up to the first tensor; the whole of a file without tensors.
         size: of the whole file in bytes.
     """
 
     header: bytes
-    regions: Mapping[str, Region]
     size: int
 
 
+@dataclass(frozen=True)
+class Layout:
+    """The artifact before any number is computed: its files, and where each part of each tensor goes.
+
+    Attributes:
+        files: by name within the artifact; one under the name `ITSELF` where the artifact is a file.
+        parts: tensor name -> part name -> region. Parts are those that a format's `pack` gives; of a tensor in
+            floating point there is one, `WHOLE`.
+    """
+
+    files: Mapping[str, OutputFile]
+    parts: Mapping[str, Mapping[str, Region]]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files.values())
+
+    @property
+    def header_nbytes(self) -> int:
+        """Bytes that aren't tensors' in all files."""
+        return sum(len(file.header) for file in self.files.values())
+
+    @property
+    def sha256(self) -> str:
+        """Of everything in here, hexadecimal."""
+        digest = hashlib.sha256()
+        for name, file in self.files.items():
+            digest.update(f"{name}\0{file.size}\0{len(file.header)}\0".encode())
+            digest.update(file.header)
+        return digest.hexdigest()
+
+
 class Exporter(ABC):
-    """Writes one container. `formats` are the names that a plan for it may use, from most to fewest bits."""
+    """Writes one container.
+
+    Attributes:
+        name: what ``--to`` calls it.
+        folder: whether an artifact is a folder of files rather than one file.
+        formats: the names that a plan for it may use, from most to fewest bits.
+        planned: those of them that fewbits chooses from by itself: what all its runtimes compute; () for all.
+        default_format: the goal when none is given.
+        plain_formats: dtypes that tensors may stay in.
+        alignment: tensors begin at multiples of it.
+    """
 
     name: str
+    folder: bool = False
     formats: tuple[str, ...]
+    planned: tuple[str, ...] = ()
+    default_format: str
     plain_formats: tuple[str, ...] = ("F32", "F16", "BF16")
-    alignment: int = 1  # tensors begin at multiples of it
+    alignment: int = 1
 
     @abstractmethod
     def tensors(self, checkpoint: Checkpoint) -> list[OutputTensor]:
-        """What the file will hold, in file order.
+        """What the artifact will hold, in order.
 
         Raises:
             ArchitectureError: the container has no place for this model.
@@ -77,18 +139,44 @@ class Exporter(ABC):
 
     @abstractmethod
     def metadata(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """What the file will say about the model, tokenizer and chat template included."""
+        """What the artifact will say about the model, tokenizer and chat template included."""
 
-    def notes(self, checkpoint: Checkpoint) -> tuple[str, ...]:
-        """What the runtime does otherwise than the model's authors, for the user to know."""
-        del checkpoint
+    def notes(self, checkpoint: Checkpoint, formats: Mapping[str, str]) -> tuple[str, ...]:
+        """What the user should know of runtimes: what they do otherwise than the model's authors, or can't do.
+
+        `formats` are those chosen, by tensor name.
+        """
+        del checkpoint, formats
         return ()
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """The formats that fewbits chooses from by itself."""
+        return self.planned or self.formats
+
+    def activation_block(self, format_name: str) -> int:
+        """Activations that share a scale where the runtime rounds the inputs of such weights to 8 bits, or 0."""
+        del format_name
+        return 0
+
+    def tied(self, tensors: Iterable[OutputTensor]) -> list[list[str]]:
+        """Groups of tensors that must get the same format, because runtimes compute them as one."""
+        del tensors
+        return []
 
     @abstractmethod
     def layout(
         self, tensors: list[OutputTensor], formats: Mapping[str, str], metadata: Mapping[str, Any]
     ) -> Layout:
-        """Header and exact offsets for these formats (tensor name -> format or plain dtype)."""
+        """Headers and exact offsets for these formats (tensor name -> format or plain dtype)."""
+
+    def header_nbytes(self, tensors: list[OutputTensor], formats: Mapping[str, str], plan: str) -> int:
+        """Bytes that the choice of formats decides, besides those of the formats themselves.
+
+        `plan` is the choice as text, which the artifact holds as provenance.
+        """
+        del tensors, formats
+        return len(plan)
 
     @abstractmethod
     def first_block(
@@ -97,5 +185,23 @@ class Exporter(ABC):
         """A model of one transformer block, cut from this one, that the runtime can load: for dry runs."""
 
     @abstractmethod
-    def read_back(self, stream: BinaryIO) -> Layout:
-        """Parse a written file's header again, for the check before it gets its name."""
+    def parameters(
+        self, tensors: Mapping[str, LazyTensor], metadata: Mapping[str, Any], wanted: Iterable[str]
+    ) -> Mapping[str, LazyTensor]:
+        """Parameters of transformers' model, by its names, made of the container's tensors.
+
+        Statistics are gathered under these names. At least those of `wanted` that there are.
+        """
+
+    @abstractmethod
+    def read_back(self, path: Path) -> Layout:
+        """Parse a written artifact's headers again; what parts hold isn't looked at.
+
+        Raises:
+            VerificationError: it doesn't read back.
+        """
+
+    def foreign(self, path: Path) -> list[str]:
+        """What an existing artifact holds that fewbits didn't put there, and so must not replace."""
+        del path
+        return []

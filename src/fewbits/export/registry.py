@@ -9,7 +9,10 @@ from fewbits.errors import FormatError
 from fewbits.export.exporter import Exporter
 
 # name -> module and class, imported on first use
-_EXPORTERS = {"gguf": ("fewbits.export.gguf.exporter", "GgufExporter")}
+_EXPORTERS = {
+    "gguf": ("fewbits.export.gguf.exporter", "GgufExporter"),
+    "compressed-tensors": ("fewbits.export.compressed_tensors.exporter", "CompressedTensorsExporter"),
+}
 
 
 def exporter_names() -> list[str]:

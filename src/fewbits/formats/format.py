@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
+from functools import lru_cache
 from math import prod
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, Self, TypeAlias, TypeVar
@@ -49,6 +50,31 @@ class Params:
 
 
 P = TypeVar("P", bound=Params)
+
+# How safetensors calls NumPy's types.
+_DTYPES = {"uint8": "U8", "int8": "I8", "uint16": "U16", "int32": "I32", "int64": "I64", "float32": "F32"}
+
+
+@dataclass(frozen=True)
+class PartLayout:
+    """One of the container's arrays for a whole tensor, before any number of it is known.
+
+    Attributes:
+        dtype: as safetensors calls it.
+        shape: of the array.
+        rows: how many of its rows hold how many rows of the weight; None if it belongs to the tensor.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    rows: tuple[int, int] | None
+
+    def range(self, start: int, stop: int) -> tuple[int, int]:
+        """Its rows that hold rows start … stop of the weight; `start` a multiple of the format's `rows_together`."""
+        if self.rows is None:
+            return 0, self.shape[0]
+        held, weights = self.rows
+        return start * held // weights, -(-stop * held // weights)
 
 
 @dataclass(frozen=True)
@@ -138,6 +164,11 @@ class Format(ABC, Generic[P]):
         del weight, group, importance
         return params
 
+    @property
+    def codes(self) -> range:
+        """The codes in use; empty for formats whose codes can't be tried one by one."""
+        return range(0)
+
     tensor_parts: tuple[str, ...] = ()
 
     # Rows of a chunk must be a multiple of this, except the last chunk's, for packed parts to concatenate:
@@ -147,6 +178,18 @@ class Format(ABC, Generic[P]):
     # The container's dtype of each part, where NumPy has no such type: BF16 (held as uint16), F8_E4M3 and
     # F8_E5M2 (held as uint8). Parts that are not named have the dtype of their array.
     part_dtypes: Mapping[str, str] = MappingProxyType({})
+
+    def parts(self, shape: tuple[int, ...]) -> dict[str, PartLayout]:
+        """Dtype and shape of every array that `pack` gives for a whole tensor of this shape, by name."""
+        rows, columns = prod(shape[:-1]), shape[-1]
+        layouts = {}
+        for name, dtype, found in _packed_shapes(self, columns):
+            if name in self.tensor_parts:
+                layouts[name] = PartLayout(dtype, found, None)
+            else:
+                layout = PartLayout(dtype, found, (found[0], self.rows_together))
+                layouts[name] = PartLayout(dtype, (layout.range(0, rows)[1], *found[1:]), layout.rows)
+        return layouts
 
     def prepare(self, chunks: Iterable[Floats]) -> Format[P]:
         """This format bound to one tensor, given its rows in chunks [n, K].
@@ -177,6 +220,17 @@ class Format(ABC, Generic[P]):
     def bits_per_weight(self, shape: tuple[int, ...]) -> float:
         """Bits per weight of a tensor of this shape, scales included."""
         return 8 * self.nbytes(shape) / prod(shape)
+
+
+@lru_cache(maxsize=256)
+def _packed_shapes(fmt: Format[Any], columns: int) -> list[tuple[str, str, tuple[int, ...]]]:
+    """(name, dtype, shape) of what `pack` gives for as many rows of zeros as are packed together."""
+    weight = np.zeros((fmt.rows_together, columns), np.float32)
+    blocks = weight.reshape(-1, fmt.block_of(columns))
+    bound = fmt.prepare([weight])
+    params = bound.fit(blocks)
+    packed = bound.pack(bound.round(blocks, params).reshape(weight.shape), params)
+    return [(n, fmt.part_dtypes.get(n) or _DTYPES[a.dtype.name], a.shape) for n, a in packed.items()]
 
 
 @dataclass(frozen=True)

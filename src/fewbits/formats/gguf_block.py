@@ -14,7 +14,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from fractions import Fraction
 from math import prod
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +65,27 @@ LARGEST = np.float32(2.0**28)
 LEAST_IMPORTANCE = np.float32(1e-9)
 
 
+class Grid(Protocol):
+    """The values that a code may stand for, before scaling.
+
+    Attributes:
+        high: the largest value.
+        codes: those in use.
+    """
+
+    high: np.float32
+    codes: range
+
+    def snap(self, numbers: Floats) -> None:
+        """Replace each number by the nearest value of the grid, in place."""
+
+    def encode(self, numbers: Floats) -> Codes:
+        """Codes of the nearest values; may overwrite `numbers`."""
+
+    def decode(self, codes: Codes) -> Floats:
+        """Values of codes."""
+
+
 class BlockFormat(Format[P]):
     """A GGUF format whose blocks are packed one by one into the single part ``data``: uint8 [N, K/B*bytes].
 
@@ -74,10 +95,17 @@ class BlockFormat(Format[P]):
         group: columns that share the innermost scale (all of a block where there is one scale).
         block_bytes: bytes of one block.
         largest: magnitude beyond which weights needn't be told apart.
+        grid: what codes stand for before scaling.
     """
 
     group: int = 32
     largest: np.float32 = LARGEST
+    grid: Grid
+
+    @property
+    def codes(self) -> range:
+        """Those of the grid."""
+        return self.grid.codes
 
     def __init__(self, name: str) -> None:
         self.name = name

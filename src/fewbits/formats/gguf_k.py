@@ -19,6 +19,7 @@ from fewbits.formats.format import Codes, Floats, LinearPart, Params
 from fewbits.formats.gguf_block import (
     BlockFormat,
     Bytes,
+    Grid,
     fold,
     from_half_bytes,
     half,
@@ -27,7 +28,7 @@ from fewbits.formats.gguf_block import (
     reciprocal,
     unfold,
 )
-from fewbits.formats.gguf_search import Grid, Tile, UniformGrid, fan, trims
+from fewbits.formats.gguf_search import Tile, UniformGrid, fan, trims
 from fewbits.formats.gguf_super_search import (
     search_both_ways,
     search_group_pair,

@@ -14,6 +14,7 @@ from fewbits.formats.format import Codes, Floats, LinearPart, Params
 from fewbits.formats.gguf_block import (
     BlockFormat,
     Bytes,
+    Grid,
     fold,
     from_half_bytes,
     half,
@@ -22,7 +23,6 @@ from fewbits.formats.gguf_block import (
     unfold,
 )
 from fewbits.formats.gguf_search import (
-    Grid,
     Tile,
     UniformGrid,
     fan,

@@ -11,36 +11,15 @@ finally compared is always the error of the numbers the runtime decodes: stored 
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 import numpy.typing as npt
 
 from fewbits.formats.format import Codes, Floats
-from fewbits.formats.gguf_block import half, reciprocal
+from fewbits.formats.gguf_block import Grid, half, reciprocal
 
 # Below this a weight is zero in every format with a float16 scale (its smallest step is 2**-24).
 SMALLEST = np.float32(2.0**-30)
 TINY = np.float32(1e-37)
-
-
-class Grid(Protocol):
-    """The values that a code may stand for, before scaling.
-
-    Attributes:
-        high: the largest value.
-    """
-
-    high: np.float32
-
-    def snap(self, numbers: Floats) -> None:
-        """Replace each number by the nearest value of the grid, in place."""
-
-    def encode(self, numbers: Floats) -> Codes:
-        """Codes of the nearest values; may overwrite `numbers`."""
-
-    def decode(self, codes: Codes) -> Floats:
-        """Values of codes."""
 
 
 class UniformGrid:
@@ -49,6 +28,7 @@ class UniformGrid:
     def __init__(self, low: int, high: int, zero: int | None = None) -> None:
         self.low, self.high = np.float32(low), np.float32(high)
         self.zero = np.float32(-low if zero is None else zero)
+        self.codes = range(int(low + self.zero), int(high + self.zero) + 1)
 
     def snap(self, numbers: Floats) -> None:
         """Round half to even, then clip."""
@@ -76,6 +56,7 @@ class LookupGrid:
 
     def __init__(self, values: tuple[int, ...]) -> None:
         self._values = np.array(values, dtype=np.float32)
+        self.codes = range(len(values))
         self.high = self._values.max()
         centres = (np.arange(512, dtype=np.float32) - 256) / 2 + np.float32(0.25)
         self._code_at = np.abs(centres[:, None] - self._values).argmin(axis=1).astype(np.uint8)

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fewbits.formats.format import Floats
-from fewbits.formats.gguf_block import half, reciprocal
-from fewbits.formats.gguf_search import Grid, Tile, ratio, search_affine, search_scale, signed_peak, total
+from fewbits.formats.gguf_block import Grid, half, reciprocal
+from fewbits.formats.gguf_search import Tile, ratio, search_affine, search_scale, signed_peak, total
 
 # Sub-scales tried around the nearest one when a single group is fitted to a given d.
 GROUP_WINDOW = 1

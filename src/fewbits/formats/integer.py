@@ -80,6 +80,11 @@ class IntegerFormat(Format[IntegerParams]):
         self.rows_together = 32 // gcd(32, width) if self._zeros_packed else 1
         self._bound: IntegerParams | None = None
 
+    @property
+    def codes(self) -> range:
+        """All numbers of `width` bits."""
+        return range(1 << self.width)
+
     def _fallback(self) -> str | None:
         if self.scope != "GROUP":
             return None

@@ -13,7 +13,17 @@ from fewbits.formats.format import Format
 
 # Imported on first use. A module registers instances (`register`) or a family with a grammar of
 # names (`register_family`), such as INT4_G64.
-_MODULES = ("gguf_legacy", "gguf_k", "gguf_iq4", "gguf_mxfp4", "integer", "fp8", "nvfp4", "nf4")
+_MODULES = (
+    "gguf_legacy",
+    "gguf_k",
+    "gguf_iq4",
+    "gguf_mxfp4",
+    "mxfp4_packed",
+    "integer",
+    "fp8",
+    "nvfp4",
+    "nf4",
+)
 
 F = TypeVar("F", bound=Format[Any])
 

@@ -5,7 +5,7 @@ Weights come later and block by block, so that a model never has to fit in memor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,16 +14,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from fewbits.architectures.architecture import Source
-from fewbits.architectures.interpreter import (
-    HEAD,
-    architecture_of,
-    gguf_tensors,
-    text_config,
-    to_hugging_face,
-)
+from fewbits.architectures.interpreter import HEAD, parameters_of_directory, to_hugging_face
 from fewbits.checkpoint.checkpoint import Checkpoint, LazyTensor
-from fewbits.errors import ArchitectureError, EvaluationError
+from fewbits.errors import EvaluationError
 from fewbits.language_model.transformers_model import implementations, quiet, refusals
 
 # Rows that are read and converted at once: 16 MB of float32.
@@ -114,9 +107,10 @@ def _live_tensors(
     checkpoint: Checkpoint, tensors: Mapping[str, LazyTensor], names: set[str]
 ) -> dict[str, LazyTensor]:
     """Tensors by the live model's names; experts that a checkpoint holds one by one are stacked."""
-    found = {name: tensors[name] for name in names if name in tensors}
-    if len(found) < len(names) and checkpoint.container != "gguf":
-        found |= {name: t for name, t in _through_table(checkpoint) if name in names and name not in found}
+    if checkpoint.container == "gguf":
+        found = {name: tensors[name] for name in names if name in tensors}
+    else:
+        found = parameters_of_directory(checkpoint, names)
     if missing := sorted(names - set(found)):
         raise EvaluationError(
             f"{checkpoint.path} lacks weights",
@@ -124,21 +118,6 @@ def _live_tensors(
             action="Download or convert the model again",
         )
     return found
-
-
-def _through_table(checkpoint: Checkpoint) -> Iterable[tuple[str, LazyTensor]]:
-    """Every tensor under GGUF's name and from there under the live model's, which the table knows."""
-    try:
-        entry = architecture_of(checkpoint.config)
-        config = text_config(entry, checkpoint.config)
-        source = Source(gguf_tensors(checkpoint))
-    except ArchitectureError:
-        return
-    for rule in entry.rules(config["num_hidden_layers"]):
-        yield from rule.to_hugging_face(source, config)
-    for hf, gguf in (("model.embed_tokens.weight", "token_embd.weight"), HEAD):
-        if (tensor := source.take(gguf, optional=True)) is not None:
-            yield hf, tensor
 
 
 def _require_shapes(checkpoint: Checkpoint, model: nn.Module, tensors: Mapping[str, LazyTensor]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,8 +49,11 @@ class TextTokenizer(Protocol):
             EvaluationError: the model has no chat template, or its template refuses the message.
         """
 
-    def conversation(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """A whole conversation (``role`` and ``content`` of each message) in the model's chat markup.
+    def conversation(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = False) -> str:
+        """A conversation (``role`` and ``content`` of each message) in the model's chat markup.
+
+        With `answer` it goes up to where the model's next answer begins. Templates that say which day it is
+        are told the same one always.
 
         Raises:
             EvaluationError: as above.
@@ -111,19 +115,25 @@ class HuggingFaceTokenizer:
         """See `TextTokenizer`."""
         return self._render([{"role": "user", "content": message}], add_generation_prompt=True)
 
-    def conversation(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def conversation(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = False) -> str:
         """See `TextTokenizer`."""
-        return self._render(messages, add_generation_prompt=False)
+        return self._render(messages, add_generation_prompt=answer, same_day=True)
 
-    def _render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
+    def _render(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, same_day: bool = False
+    ) -> str:
         from jinja2 import TemplateError
 
-        if not self._tokenizer.chat_template:
+        template = self._tokenizer.chat_template
+        if not template:
             raise _no_chat_template()
+        if same_day and isinstance(template, str):
+            template = _on_the_same_day(template)
         try:
             text: str = self._tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-            )
+                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt,
+                chat_template=template if isinstance(template, str) else None,
+            )  # fmt: skip
         except (TemplateError, TypeError, ValueError) as error:
             raise _refused_by_template(error) from error
         return text
@@ -157,14 +167,18 @@ class GgufTokenizer:
         """See `TextTokenizer`."""
         return self._render([{"role": "user", "content": message}], add_generation_prompt=True)
 
-    def conversation(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def conversation(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = False) -> str:
         """See `TextTokenizer`."""
-        return self._render(messages, add_generation_prompt=False)
+        return self._render(messages, add_generation_prompt=answer, same_day=True)
 
-    def _render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
+    def _render(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, same_day: bool = False
+    ) -> str:
         template = self._tokenizer.chat_template
         if not template:
             raise _no_chat_template()
+        if same_day:
+            template = _on_the_same_day(template)
         ends = sorted(self.eos_ids)
         return render_conversation(
             template,
@@ -206,6 +220,14 @@ def render_conversation(
         )
     except (TemplateError, TypeError) as error:
         raise _refused_by_template(error) from error
+
+
+def _on_the_same_day(template: str) -> str:
+    """The template with its questions for the date answered."""
+    day = datetime(2025, 1, 1, tzinfo=UTC)
+    return re.sub(
+        r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""", lambda match: repr(day.strftime(match[2])), template
+    )
 
 
 def _no_chat_template() -> EvaluationError:

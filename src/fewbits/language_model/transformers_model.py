@@ -12,9 +12,22 @@ import torch
 import transformers
 from torch import Tensor
 
-from fewbits.architectures.interpreter import HEAD
+from fewbits.architectures.interpreter import HEAD, to_hugging_face
 from fewbits.checkpoint.checkpoint import Checkpoint, LazyTensor
 from fewbits.errors import EvaluationError
+
+
+def model_of(checkpoint: Checkpoint) -> Any:
+    """The model of a checkpoint of either kind, float32.
+
+    Raises:
+        EvaluationError: transformers can't build it, or weights are missing.
+        ArchitectureError: a GGUF file of an architecture without transformers counterpart.
+    """
+    if checkpoint.container != "gguf":
+        return model_from_directory(checkpoint)
+    config, tensors = to_hugging_face(checkpoint)
+    return model_from_tensors(checkpoint, dict(config), tensors)
 
 
 def model_from_directory(checkpoint: Checkpoint) -> Any:

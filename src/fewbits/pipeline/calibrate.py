@@ -9,25 +9,30 @@ from typing import Any
 
 from fewbits.algorithms.registry import get_algorithm
 from fewbits.calibration.gather import statistics_for
-from fewbits.calibration.store import StatisticsStore
-from fewbits.checkpoint.checkpoint import Checkpoint
+from fewbits.calibration.statistics import Statistics
+from fewbits.calibration.text import calibration_tokens
+from fewbits.checkpoint.checkpoint import Checkpoint, LazyTensor
 from fewbits.checkpoint.views import RowRange
 from fewbits.export.exporter import Exporter, OutputTensor
-from fewbits.export.gguf.container import plain as plain_value
+from fewbits.export.registry import get_exporter
 from fewbits.formats import get_format
 from fewbits.pipeline.calibrated import Calibration, Material, open_store, open_tensors, worker_pool
 from fewbits.pipeline.job import Settings
 from fewbits.pipeline.statistics_rows import Segment, segment_statistics, statistics_rows
-from fewbits.planning.options import useful_formats
-from fewbits.planning.prices import measured_formats, price_tensor, sample_tensor
+from fewbits.planning.activation_prices import price_activations
+from fewbits.planning.joint_gain import joint_gain
+from fewbits.planning.options import holds, useful_formats
+from fewbits.planning.prices import PLAIN, measured_formats, price_plain, price_tensor, sample_tensor
 from fewbits.progress import Progress
 from fewbits.version import __version__
 
 # Tokens of calibration text, held-out eighth included. Twice as many lower the loss by a few per cent more.
-TOKENS = {"balanced": 32768, "best": 65536}
+TOKENS = {"balanced": 32768, "best": 131072}
 PRICING_ALGORITHM = "gptq"
 
 Prices = dict[str, dict[str, float]]
+# Tensor, formats to price it in, and one that it must get.
+_Request = tuple[str, Sequence[str], str | None]
 
 
 def calibrate(
@@ -43,19 +48,14 @@ def calibrate(
     Raises:
         FewbitsError: the text or the model can't be calibrated with, or a package is missing.
     """
-    store = statistics_for(
-        checkpoint,
-        settings.calibration,
-        TOKENS[settings.effort],
-        settings.seed,
-        settings.memory_bytes,
-        progress,
-    )
+    read = calibration_tokens(checkpoint, settings.calibration, TOKENS[settings.effort], seed=settings.seed)
+    store = statistics_for(checkpoint, read, settings.memory_bytes, progress)
     about = store.description
-    plain = {key: plain_value(value) for key, value in metadata.items()}
-    segments = statistics_rows(checkpoint, tensors, plain, set(store.names()))
+    segments = statistics_rows(exporter, tensors, metadata, set(store.names()))
     material = Material(str(checkpoint.path), exporter.name, str(store.folder))
-    return Calibration(material, segments, str(about["name"]), str(about["tokens"]), store.starved())
+    return Calibration(
+        material, segments, str(about["name"]), str(about["tokens"]), store.starved(), read.warnings
+    )
 
 
 def prices(
@@ -65,56 +65,111 @@ def prices(
     settings: Settings,
     near: float | None,
     progress: Progress,
+    pinned: Mapping[str, str] | None = None,
 ) -> Prices:
     """Container tensor name -> format -> predicted KL divergence in nats per token; kept beside the statistics.
 
     Tensors without statistics have no entry.
     `near` is the bits per weight that a plan will be about: formats far from it are priced less exactly, which is
     quicker; None prices all alike.
+    `pinned` are tensors with a format that they must get: it has a price, worth one or not.
     """
     near = None if near is None else float(round(near))
     about = "all" if near is None else f"{near:.0f}"
-    cached = Path(calibration.material.store) / f"prices-{exporter.name}-{about}-{__version__}.json"
-    if cached.is_file():
-        return dict(json.loads(cached.read_text(encoding="utf-8")))
-    todo = [t for t in tensors if t.quantizable and t.name in calibration.segments]
-    progress.stage("pricing", len(todo), "tensors")
-    found: Prices = {}
-    material, segments = calibration.material, calibration.segments
-    with worker_pool(settings.cores) as pool:
-        futures = {
-            t.name: pool.submit(_price, material, t.name, segments[t.name], useful_formats(t, exporter), near)
-            for t in todo
-        }
-        for name, future in futures.items():
-            found[name] = future.result()
-            progress.advance(1, name)
-    temporary = cached.with_suffix(".part")
+    folder = Path(calibration.material.store)
+    known = [t for t in tensors if t.quantizable and t.name in calibration.segments]
+    useful = {t.name: useful_formats(t, exporter) for t in known}
+    file = folder / f"prices-{exporter.name}-{about}-{__version__}.json"
+    found = _cached(file)
+    if not found:
+        tasks: list[_Request] = [(name, names, None) for name, names in useful.items()]
+        found = dict(zip(useful, _measure(calibration, tasks, near, settings, progress), strict=True))
+        _keep(file, found)
+    # Apart, so that what is pinned in one run has no influence on another's prices.
+    file = file.with_name(f"pinned-{file.name}")
+    also = _cached(file)
+    names = {t.name: name for t in known if (name := (pinned or {}).get(t.name)) and holds(t, name, exporter)}
+    todo = {t: f for t, f in names.items() if f not in found[t] and f not in also.get(t, {})}
+    if todo:
+        tasks = [(tensor, useful[tensor], name) for tensor, name in todo.items()]
+        for tensor, price in zip(todo, _measure(calibration, tasks, near, settings, progress), strict=True):
+            also.setdefault(tensor, {})[todo[tensor]] = price[todo[tensor]]
+        _keep(file, also)
+    for tensor, name in names.items():
+        if name not in found[tensor]:
+            found[tensor] = {**found[tensor], name: also[tensor][name]}
+    return found
+
+
+def _cached(file: Path) -> Prices:
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+def _keep(file: Path, found: Prices) -> None:
+    temporary = file.with_suffix(".part")
     temporary.write_text(json.dumps(found), encoding="utf-8")
-    temporary.replace(cached)
+    temporary.replace(file)
+
+
+def _measure(
+    calibration: Calibration,
+    tasks: Sequence[_Request],
+    near: float | None,
+    settings: Settings,
+    progress: Progress,
+) -> list[dict[str, float]]:
+    """The prices of (tensor, formats, format that it must get) in worker processes."""
+    progress.stage("pricing", len(tasks), "tensors")
+    material, found = calibration.material, []
+    with worker_pool(settings.cores) as pool:
+        futures = [
+            pool.submit(_price, material, name, calibration.segments[name], formats, near, pinned)
+            for name, formats, pinned in tasks
+        ]
+        for (name, _, _), future in zip(tasks, futures, strict=True):
+            found.append(future.result())
+            progress.advance(1, name)
     return found
 
 
 def _price(
-    material: Material, name: str, segments: Sequence[Segment], formats: Sequence[str], near: float | None
+    material: Material,
+    name: str,
+    segments: Sequence[Segment],
+    formats: Sequence[str],
+    near: float | None,
+    pinned: str | None,
 ) -> dict[str, float]:
     """The prices of one tensor: those of its segments, added. Runs in a worker."""
     tensor = open_tensors(material.source, material.target)[name]
     store = open_store(material.store)
+    activation_block = get_exporter(material.target).activation_block
     total: dict[str, float] = {}
     for segment in segments:
-        for fmt, price in _price_segment(tensor, store, segment, formats, near).items():
-            total[fmt] = total.get(fmt, 0.0) + price
+        statistics = segment_statistics(store, segment, segment.start, segment.start + len(segment.rows))
+        source = RowRange(tensor.source, segment.start, segment.start + len(segment.rows))
+        prices = _price_weights(source, statistics, formats, near, pinned)
+        gain = joint_gain(statistics)
+        rounding = price_activations(source, statistics, {activation_block(name) for name in prices})
+        for fmt, price in prices.items():
+            total[fmt] = total.get(fmt, 0.0) + gain * price + rounding[activation_block(fmt)]
     return total
 
 
-def _price_segment(
-    tensor: OutputTensor, store: StatisticsStore, segment: Segment, names: Sequence[str], near: float | None
+def _price_weights(
+    source: LazyTensor,
+    statistics: Statistics,
+    names: Sequence[str],
+    near: float | None,
+    pinned: str | None,
 ) -> dict[str, float]:
-    stop = segment.start + len(segment.rows)
-    statistics = segment_statistics(store, segment, segment.start, stop)
-    weight, sample = sample_tensor(RowRange(tensor.source, segment.start, stop), statistics)
+    weight, sample = sample_tensor(source, statistics)
+    if pinned and pinned in PLAIN:
+        return {pinned: price_plain(weight, sample, statistics, pinned)}
     algorithm = get_algorithm(PRICING_ALGORITHM).quantize
     formats = [get_format(name) for name in names]
     measured = measured_formats(formats, near)
+    if pinned:
+        formats.append(get_format(pinned))
+        measured.append(formats[-1])
     return price_tensor(weight, sample, statistics, formats, algorithm, measured=measured)

@@ -26,7 +26,7 @@ from fewbits.export.exporter import OutputTensor
 from fewbits.export.registry import get_exporter
 from fewbits.formats import get_format
 from fewbits.pipeline.statistics_rows import Segment, segment_statistics
-from fewbits.pipeline.tensors import Bytes, Chunk, not_finite
+from fewbits.pipeline.tensors import CHUNK_ELEMENTS, Chunk, PartBytes, not_finite, part_bytes
 from fewbits.planning.plan import TensorChoice
 
 # Weights in one task: enough to spread a large embedding over the workers, few enough to bound memory.
@@ -68,6 +68,7 @@ class Calibration:
         name: of the text.
         sha256: of its bytes.
         starved: experts that saw too few tokens -> how many.
+        notes: what the user should know of the text.
     """
 
     material: Material
@@ -75,6 +76,13 @@ class Calibration:
     name: str
     sha256: str
     starved: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know of the text and what it reached."""
+        few = f"{len(self.starved)} experts saw too few calibration tokens; they lean on the others'"
+        return (*self.notes, few) if self.starved else self.notes
 
 
 @contextmanager
@@ -106,17 +114,16 @@ def open_store(folder: str) -> StatisticsStore:
     return StatisticsStore(Path(folder))
 
 
-def _run(task: _Task) -> tuple[Bytes, bool]:
+def _run(task: _Task) -> tuple[PartBytes, bool]:
     tensor = open_tensors(task.material.source, task.material.target)[task.tensor]
     weight = tensor.source.rows(task.start, task.stop)
     if not np.isfinite(weight).all():
         raise not_finite(tensor)
     statistics = segment_statistics(open_store(task.material.store), task.segment, task.start, task.stop)
-    fmt = get_format(task.choice.format)
+    fmt = get_format(task.choice.format).prepare(tensor.source.chunks(CHUNK_ELEMENTS))
     name = task.choice.algorithm
     chosen = get_algorithm(name).quantize_checked(weight, fmt, statistics, task.effort)
-    data = np.ascontiguousarray(chosen.qtensor.pack()["data"]).reshape(-1)
-    return data, chosen.algorithm == name
+    return part_bytes(chosen.qtensor.pack()), chosen.algorithm == name
 
 
 def _tasks(
@@ -146,7 +153,7 @@ def calibrated_chunks(
         CheckpointError: a weight that isn't finite; the message counts them.
     """
     with worker_pool(workers) as pool:
-        waiting: deque[tuple[OutputTensor, _Task, bool, Future[tuple[Bytes, bool]]]] = deque()
+        waiting: deque[tuple[OutputTensor, _Task, bool, Future[tuple[PartBytes, bool]]]] = deque()
         for tensor in tensors:
             tasks = list(_tasks(calibration, tensor, choices[tensor.name], effort))
             for task in tasks:
@@ -158,8 +165,8 @@ def calibrated_chunks(
 
 
 def _finish(tensor: OutputTensor, task: _Task, last: bool, future: Future[Any]) -> tuple[Chunk, bool]:
-    data, kept = future.result()
-    return Chunk(tensor, data, (task.stop - task.start) * tensor.shape[-1], last), kept
+    parts, kept = future.result()
+    return Chunk(tensor, parts, (task.stop - task.start) * tensor.shape[-1], last), kept
 
 
 def calibrated_memory(tensors: Iterable[OutputTensor], workers: int, base: int) -> int:

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fewbits.architectures import to_hugging_face
 from fewbits.checkpoint.source import open_checkpoint
 from fewbits.errors import ArchitectureError, VerificationError
 from fewbits.export.exporter import OutputTensor
+from fewbits.export.registry import get_exporter
 from fewbits.pipeline.goal import Goal
-from fewbits.pipeline.job import DEFAULT_EFFORT, Job, Settings, assemble, prepare_job
+from fewbits.pipeline.job import Job, Settings, assemble, effort_or_default, prepare_job
 from fewbits.pipeline.journal import Journal
 from fewbits.pipeline.quantize import (
     check_output,
@@ -89,11 +89,13 @@ def dry_run(
     like: str | Path | None = None,
     max_kl: float | None = None,
     pins: Sequence[str] = (),
-    effort: str = DEFAULT_EFFORT,
+    effort: str | None = None,
     calibration: str | Path | None = None,
     memory: str | int = "4GB",
     threads: int | None = None,
     seed: int = 0,
+    imatrix: str | Path | None = None,
+    algorithm: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> DryRun:
@@ -104,8 +106,9 @@ def dry_run(
     """
     progress = progress or Silent()
     output = Path(output)
-    check_output(output, force=force)
-    settings = Settings(to, effort, calibration, memory, threads, seed)
+    check_output(output, force=force, exporter=get_exporter(to))
+    effort = effort_or_default(effort, imatrix)
+    settings = Settings(to, effort, calibration, memory, threads, seed, imatrix, algorithm)
     goal = Goal(format, bits, size, max_kl, plan, like, tuple(pins))
     job = prepare_job(source, goal, settings, progress)
     used = check_resources(job, output, settings)
@@ -128,7 +131,7 @@ def one_block(job: Job) -> Job:
     own: dict[str, Any] = {k: v for k, v in metadata.items() if not k.startswith("fewbits.")}
     provenance = replace(job.provenance, goal="--dry-run")
     made = assemble(job.checkpoint, job.exporter, tensors, own, choices, provenance)
-    return replace(made, calibration=job.calibration)
+    return replace(made, calibration=job.calibration, importance=job.importance)
 
 
 class _Stopwatch(Silent):
@@ -153,8 +156,8 @@ class _Stopwatch(Silent):
 def _try(job: Job, output: Path, threads: int, progress: Progress) -> tuple[dict[str, float], bool | None]:
     """Quantize, write, read back, compare and run; seconds by tensor, the check included."""
     watch = _Stopwatch(progress)
-    with Journal(output, job.run) as journal:
-        journal.resume(job.layout.regions, job.layout.size, discard=False)
+    with Journal(output, job.run, folder=job.exporter.folder) as journal:
+        journal.resume(job.layout, discard=False)
         run_job(job, journal, threads, watch)
         verify_output(job, journal, watch)
         journal.publish()
@@ -170,15 +173,13 @@ def _runs(path: Path) -> bool | None:
     try:
         import torch
 
-        from fewbits.language_model.transformers_model import model_from_tensors
+        from fewbits.language_model.transformers_model import model_of
     except ImportError:
         return None
-    checkpoint = open_checkpoint(path)
     try:
-        config, tensors = to_hugging_face(checkpoint)
+        model = model_of(open_checkpoint(path))
     except ArchitectureError:
         return None
-    model = model_from_tensors(checkpoint, dict(config), tensors)
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([[0, 1, 2, 3]])).logits
     if not bool(torch.isfinite(logits).all()):

@@ -52,6 +52,11 @@ class Goal:
                 allowed="one of --format, --bits, --size, --max-kl, --plan and --like",
             )
 
+    @property
+    def optimised(self) -> bool:
+        """Whether formats are chosen under a budget."""
+        return self.size is not None or self.bits is not None or self.max_kl is not None
+
     def describe(self) -> str:
         """The goal as it would be typed."""
         shown = "--plan" if self.plan is not None else f"--format {self.format or DEFAULT_FORMAT}"
@@ -73,21 +78,32 @@ def rounded_choices(
         raise PlanError("--max-kl needs to know the model", action="Add --effort balanced")
     if goal.plan is not None:
         return dict(read_plan(goal.plan).tensors)
-    if goal.size is not None:
-        choices = allocate(tensors, exporter, file_size, size=parse_bytes(goal.size))
-    elif goal.bits is not None:
-        choices = allocate(tensors, exporter, file_size, bits=goal.bits)
-    else:
-        choices = uniform(tensors, exporter, goal.format or DEFAULT_FORMAT)
-    return with_pins(tensors, exporter, choices, goal)
+    if goal.size is None and goal.bits is None:
+        return pinned_uniform(tensors, exporter, goal)
+    pinned = pinned_choices(tensors, exporter, goal)
+    size = None if goal.size is None else parse_bytes(goal.size)
+    return allocate(tensors, exporter, file_size, size=size, bits=goal.bits, pinned=pinned)
 
 
-def with_pins(
-    tensors: Sequence[OutputTensor],
-    exporter: Exporter,
-    choices: Mapping[str, TensorChoice],
-    goal: Goal,
+def pinned_tensors(tensors: Sequence[OutputTensor], goal: Goal) -> dict[str, str]:
+    """Tensor name -> format, for the tensors that the goal pins.
+
+    Raises:
+        PlanError, FormatError: a pin that can't be read, or matches no tensor that can be quantized.
+    """
+    return pinned_formats(parse_pins(goal.pins), [t.name for t in tensors if t.quantizable])
+
+
+def pinned_choices(
+    tensors: Sequence[OutputTensor], exporter: Exporter, goal: Goal
 ) -> dict[str, TensorChoice]:
-    """The choices with the goal's pins in place of what they pin."""
-    pins = pinned_formats(parse_pins(goal.pins), [t.name for t in tensors if t.quantizable])
-    return {**choices, **{n: exact_choice(f, exporter) for n, f in pins.items()}}
+    """The choices that the goal's pins make; raises as `pinned_tensors`."""
+    return {n: exact_choice(f, exporter) for n, f in pinned_tensors(tensors, goal).items()}
+
+
+def pinned_uniform(
+    tensors: Sequence[OutputTensor], exporter: Exporter, goal: Goal
+) -> dict[str, TensorChoice]:
+    """The goal's format, or the default, for all but what is pinned."""
+    choices = uniform(tensors, exporter, goal.format or exporter.default_format)
+    return {**choices, **pinned_choices(tensors, exporter, goal)}

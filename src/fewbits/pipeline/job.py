@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,24 +10,37 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewbits.algorithms import imatrix as weighted_rounding
+from fewbits.algorithms.registry import NONE, needs_statistics
 from fewbits.checkpoint.checkpoint import Checkpoint
 from fewbits.checkpoint.content_hash import content_hash
 from fewbits.checkpoint.source import open_checkpoint
 from fewbits.errors import FewbitsError, PlanError
 from fewbits.export.exporter import Exporter, Layout, OutputTensor
 from fewbits.export.registry import get_exporter
-from fewbits.pipeline.goal import FileSize, Goal, rounded_choices
+from fewbits.language_model.packages import require_models_extra
+from fewbits.pipeline.goal import FileSize, Goal, pinned_tensors, rounded_choices
 from fewbits.pipeline.provenance import Provenance, provenance_metadata
 from fewbits.planning.allocation import build_plan, check_choices, tensor_nbytes, uniform
 from fewbits.planning.byte_size import parse_bytes
-from fewbits.planning.plan import Plan, TensorChoice, parse_choices
+from fewbits.planning.plan import DEFAULT_ALGORITHM, Plan, TensorChoice, parse_choices, read_plan
 from fewbits.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from fewbits.pipeline.calibrated import Calibration
+    from fewbits.pipeline.importance import Importance
 
+# Bytes by which headers may be padded otherwise than in an estimate.
+_ALIGNMENTS = 16
 EFFORTS = ("fast", "balanced", "best")
-DEFAULT_EFFORT = "fast"
+DEFAULT_EFFORT = "balanced"
+# A user's own default, e.g. fast on a machine without PyTorch.
+EFFORT_VARIABLE = "FEWBITS_EFFORT"
+
+
+def effort_or_default(effort: str | None, imatrix: str | Path | None = None) -> str:
+    """What is meant where no effort is named: an importance matrix takes the place of calibration."""
+    return effort or ("fast" if imatrix is not None else os.environ.get(EFFORT_VARIABLE) or DEFAULT_EFFORT)
 
 
 @dataclass(frozen=True)
@@ -42,14 +54,19 @@ class Settings:
         memory: bytes that the run may hold, or text such as ``4GB``.
         threads: None: all cores that this process may use.
         seed: of everything random.
+        imatrix: an importance matrix for effort fast to weight its rounding with; None: none.
+        algorithm: how codes are chosen, for all quantized tensors where it can run; None: what the effort or the
+            plan says.
     """
 
     to: str = "gguf"
-    effort: str = DEFAULT_EFFORT
+    effort: str = "fast"
     calibration: str | Path | None = None
     memory: str | int = "4GB"
     threads: int | None = None
     seed: int = 0
+    imatrix: str | Path | None = None
+    algorithm: str | None = None
 
     def __post_init__(self) -> None:
         if self.effort not in EFFORTS:
@@ -59,8 +76,29 @@ class Settings:
                 "--calibration has no use with --effort fast, which rounds without looking at the model's inputs",
                 action="Leave it out, or use --effort balanced",
             )
+        if self.imatrix is not None and self.effort != "fast":
+            raise FewbitsError(
+                "--imatrix takes the place of calibration", found=f"--effort {self.effort}", allowed="fast",
+                action="Leave out one of the two",
+            )  # fmt: skip
+        self._check_algorithm()
         if self.threads is not None and self.threads < 1:
             raise FewbitsError("--threads is out of range", found=self.threads, allowed="1 or more")
+
+    def _check_algorithm(self) -> None:
+        if self.algorithm is None:
+            return
+        if self.imatrix is not None and self.algorithm != weighted_rounding.NAME:
+            raise FewbitsError(
+                "--imatrix is for rounding by importance", found=f"--algorithm {self.algorithm}",
+                allowed=weighted_rounding.NAME, action="Leave out one of the two",
+            )  # fmt: skip
+        if self.effort == "fast" and self.imatrix is None and needs_statistics(self.algorithm):
+            raise FewbitsError(
+                f"--algorithm {self.algorithm} needs calibration",
+                found="--effort fast",
+                allowed="balanced, best",
+            )
 
     @property
     def memory_bytes(self) -> int:
@@ -79,7 +117,8 @@ class Job:
 
     Attributes:
         metadata: all of it, provenance included.
-        calibration: what the calibrated efforts know of the model; None for fast.
+        calibration: what is known of the model from calibration; None where nothing asks for it.
+        importance: what an importance matrix says of the tensors; None without one.
     """
 
     checkpoint: Checkpoint
@@ -90,31 +129,50 @@ class Job:
     provenance: Provenance
     layout: Layout
     calibration: Calibration | None = None
+    importance: Importance | None = None
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the user should know about this source in this container."""
-        starved = self.calibration.starved if self.calibration else {}
-        few = (
-            [f"{len(starved)} experts saw too few calibration tokens; they lean on the others'"]
-            if starved
-            else []
+        own = (
+            *(self.calibration.warnings if self.calibration else ()),
+            *(self.importance.warnings(self.plan.tensors) if self.importance else ()),
         )
-        return (*self.checkpoint.warnings, *self.exporter.notes(self.checkpoint), *few)
+        return (*self.checkpoint.warnings, *self.exporter.notes(self.checkpoint, self.plan.formats()), *own)
 
     @property
     def run(self) -> str:
         """Identity of the run, for resuming: the header holds the source's hash, the plan, the seed, the version."""
-        return hashlib.sha256(self.layout.header + str(self.layout.size).encode()).hexdigest()
+        return self.layout.sha256
 
 
-def prepare_job(source: str | Path, goal: Goal, settings: Settings, progress: Progress | None = None) -> Job:
-    """Read the source, calibrate if the effort asks for it, and choose the plan; no output is written.
+@dataclass(frozen=True)
+class Preparation:
+    """What is known before formats are chosen.
+
+    Attributes:
+        like: the choices of the artifact that is to be made again; None without one.
+        file_size: bytes of the whole output for some choices.
+    """
+
+    checkpoint: Checkpoint
+    exporter: Exporter
+    tensors: list[OutputTensor]
+    metadata: Mapping[str, Any]
+    provenance: Provenance
+    settings: Settings
+    calibration: Calibration | None
+    importance: Importance | None
+    like: dict[str, TensorChoice] | None
+    file_size: FileSize
+
+
+def prepare(source: str | Path, goal: Goal, settings: Settings, progress: Progress) -> Preparation:
+    """Read the source, and calibrate if the effort asks for it.
 
     Raises:
-        FewbitsError: whatever is wrong with the source, the goal or their combination.
+        FewbitsError: whatever is wrong with the source, the text or their combination.
     """
-    progress = progress or Silent()
     exporter = get_exporter(settings.to)
     checkpoint = open_checkpoint(source)
     tensors = exporter.tensors(checkpoint)
@@ -127,25 +185,90 @@ def prepare_job(source: str | Path, goal: Goal, settings: Settings, progress: Pr
     )  # fmt: skip
     like: dict[str, TensorChoice] | None = None
     if goal.like is not None:
+        if settings.algorithm is not None:
+            raise PlanError("--algorithm has no use with --like: the artifact's plan names its algorithms")
         provenance, like = _like(Path(goal.like), provenance)
         settings = replace(settings, effort=provenance.effort, seed=provenance.seed)
-    calibration = None
-    if settings.effort != "fast":
+    calibration, importance = None, None
+    if _asks_for_calibration(goal, settings, like):
+        require_models_extra(f"--effort {settings.effort}")
         from fewbits.pipeline.calibrate import calibrate
 
         calibration = calibrate(checkpoint, exporter, tensors, metadata, settings, progress)
         provenance = _calibrated(provenance, calibration)
+    elif settings.imatrix is not None or provenance.imatrix:
+        from fewbits.pipeline.importance import read_importance
+
+        importance = read_importance(settings.imatrix, tensors, provenance.imatrix_hash if like else None)
+        provenance = replace(provenance, imatrix=importance.name, imatrix_hash=importance.sha256)
     file_size = _size_estimate(tensors, exporter, metadata, provenance)
-    choices, kl = (
-        (like, None) if like else _choose(tensors, exporter, goal, file_size, calibration, settings, progress)
+    return Preparation(
+        checkpoint,
+        exporter,
+        tensors,
+        metadata,
+        provenance,
+        settings,
+        calibration,
+        importance,
+        like,
+        file_size,
     )
-    choices = check_choices(tensors, exporter, choices)
-    if calibration is None:
-        choices = {
-            n: replace(c, algorithm="none" if c.algorithm == "none" else "rtn") for n, c in choices.items()
-        }
-    job = assemble(checkpoint, exporter, tensors, metadata, choices, provenance)
-    return replace(job, plan=replace(job.plan, predicted_kl=kl), calibration=calibration)
+
+
+def _asks_for_calibration(goal: Goal, settings: Settings, like: Mapping[str, TensorChoice] | None) -> bool:
+    """Whether the choice of formats or of codes looks at the model's inputs."""
+    if settings.effort == "fast":
+        return False
+    if like is None and goal.plan is not None:
+        like = read_plan(goal.plan).tensors
+    if settings.algorithm is not None:
+        return goal.optimised or needs_statistics(settings.algorithm)
+    return like is None or any(needs_statistics(choice.algorithm) for choice in like.values())
+
+
+def prepare_job(source: str | Path, goal: Goal, settings: Settings, progress: Progress | None = None) -> Job:
+    """Read the source, calibrate if the effort asks for it, and choose the plan; no output is written.
+
+    Raises:
+        FewbitsError: whatever is wrong with the source, the goal or their combination.
+    """
+    progress = progress or Silent()
+    if goal.max_kl is not None and settings.algorithm is not None:
+        raise PlanError(
+            "--max-kl has no use with --algorithm: only the effort's own algorithm has a prediction",
+            action="Leave out one of the two",
+        )
+    if goal == Goal(pins=goal.pins):
+        goal = replace(goal, format=get_exporter(settings.to).default_format)
+    ready = prepare(source, goal, settings, progress)
+    choices, kl = (ready.like, None) if ready.like else _choose(ready, goal, progress)
+    choices = _runnable(check_choices(ready.tensors, ready.exporter, choices), ready)
+    job = assemble(ready.checkpoint, ready.exporter, ready.tensors, ready.metadata, choices, ready.provenance)
+    # Prices are those of the effort's own algorithm.
+    plan = replace(job.plan, predicted_kl=kl if settings.algorithm is None else None)
+    return replace(job, plan=plan, calibration=ready.calibration, importance=ready.importance)
+
+
+def _runnable(choices: Mapping[str, TensorChoice], ready: Preparation) -> dict[str, TensorChoice]:
+    """The choices with the algorithm that was asked for, and where what one needs isn't known, with another."""
+    asked, calibration = ready.settings.algorithm, ready.calibration
+    covered = ready.importance.covered if ready.importance else frozenset()
+    known = calibration.segments.keys() if calibration else covered
+    found = {}
+    for name, choice in choices.items():
+        if choice.algorithm == NONE:
+            found[name] = choice
+            continue
+        algorithm = asked or choice.algorithm
+        if calibration is None and name in covered and algorithm == DEFAULT_ALGORITHM:
+            algorithm = weighted_rounding.NAME
+        if needs_statistics(algorithm) and name not in known:
+            algorithm = DEFAULT_ALGORITHM
+        elif needs_statistics(algorithm) and calibration is None:
+            algorithm = weighted_rounding.NAME
+        found[name] = replace(choice, algorithm=algorithm)
+    return found
 
 
 def assemble(
@@ -164,23 +287,26 @@ def assemble(
 
 
 def _choose(
-    tensors: list[OutputTensor],
-    exporter: Exporter,
-    goal: Goal,
-    file_size: FileSize,
-    calibration: Calibration | None,
-    settings: Settings,
-    progress: Progress,
+    ready: Preparation, goal: Goal, progress: Progress
 ) -> tuple[dict[str, TensorChoice], float | None]:
+    tensors, exporter, calibration = ready.tensors, ready.exporter, ready.calibration
+
+    def file_size(choices: Mapping[str, TensorChoice]) -> int:
+        return ready.file_size(_runnable(choices, ready))
+
     if calibration is None:
         return rounded_choices(tensors, exporter, goal, file_size), None
     from fewbits.pipeline.calibrate import prices
     from fewbits.pipeline.calibrated_plan import calibrated_choices
 
-    optimised = goal.size is not None or goal.bits is not None or goal.max_kl is not None
     weights = sum(prod(t.shape) for t in tensors)
     near = goal.bits if goal.size is None else 8 * parse_bytes(goal.size) / weights
-    priced = prices(calibration, exporter, tensors, settings, near, progress) if optimised else {}
+    pinned = pinned_tensors(tensors, goal)
+    priced = (
+        prices(calibration, exporter, tensors, ready.settings, near, progress, pinned)
+        if goal.optimised
+        else {}
+    )
     return calibrated_choices(tensors, exporter, goal, file_size, calibration, priced)
 
 
@@ -194,16 +320,20 @@ def _size_estimate(
     """
     align = exporter.alignment
 
+    def data(formats: Mapping[str, str]) -> int:
+        return sum(-(-tensor_nbytes(t, formats[t.name]) // align) * align for t in tensors)
+
     @cache
     def fixed() -> int:
         base = build_plan(exporter.name, tensors, uniform(tensors, exporter, exporter.formats[0]), 0, "")
         full = {**metadata, **provenance_metadata(provenance, base)}
-        return len(exporter.layout(tensors, base.formats(), full).header) - len(base.choices_json())
+        varying = exporter.header_nbytes(tensors, base.formats(), base.choices_json())
+        return exporter.layout(tensors, base.formats(), full).size - varying - data(base.formats())
 
     def file_size(choices: Mapping[str, TensorChoice]) -> int:
-        text = len(build_plan(exporter.name, tensors, choices, 0, "").choices_json())
-        data = sum(-(-tensor_nbytes(t, choices[t.name].format) // align) * align for t in tensors)
-        return fixed() + text + align + data
+        made = build_plan(exporter.name, tensors, choices, 0, "")
+        varying = exporter.header_nbytes(tensors, made.formats(), made.choices_json())
+        return fixed() + varying + max(align, _ALIGNMENTS) + data(made.formats())
 
     return file_size
 

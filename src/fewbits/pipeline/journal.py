@@ -2,9 +2,9 @@
 
 Beside OUTPUT lie, until it is whole:
 
-    OUTPUT.fewbits-part       the file itself, each tensor at its final offset
-    OUTPUT.fewbits-journal    line 1: {"fewbits": 1, "run": <hash of everything that decides the bytes>}
-                              then a line per finished tensor: {"tensor": name, "crc32": of its bytes}
+    OUTPUT.fewbits-part       the file itself, each tensor at its final offset; or the folder with such files
+    OUTPUT.fewbits-journal    line 1: {"fewbits": 2, "run": <hash of everything that decides the bytes>}
+                              then a line per finished tensor: {"tensor": name, "crc32": of each of its parts}
 
 A line is appended after the tensor's bytes. A torn last line is a tensor that wasn't finished. Anything else
 that doesn't fit is damage and is refused, since going on could end in other bytes.
@@ -15,22 +15,24 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from fewbits.errors import OutputError, ResumeError
-from fewbits.export.exporter import Region
+from fewbits.export.exporter import ITSELF, Layout, Region
 
 _SYNC_SECONDS = 2.0  # a power cut loses at most this much work; a killed process loses none
 _READ = 1 << 22
+_VERSION = 2
 
 
 def part_path(output: Path) -> Path:
-    """Where the unfinished file lies."""
+    """Where the unfinished file or folder lies."""
     return output.with_name(output.name + ".fewbits-part")
 
 
@@ -39,24 +41,41 @@ def journal_path(output: Path) -> Path:
     return output.with_name(output.name + ".fewbits-journal")
 
 
-class Journal:
-    """The unfinished output of one run, open for writing. A context manager; holds a lock on the file."""
+def replaced_path(output: Path) -> Path:
+    """Where a folder that is being replaced lies for a moment."""
+    return output.with_name(output.name + ".fewbits-old")
 
-    def __init__(self, output: Path, run: str) -> None:
+
+class Journal:
+    """The unfinished output of one run, open for writing. A context manager; holds a lock on the output."""
+
+    def __init__(self, output: Path, run: str, *, folder: bool = False) -> None:
         self.output = output
         self.run = run
-        self.finished: dict[str, int] = {}
+        self.folder = folder
+        self.finished: dict[str, tuple[int, ...]] = {}
         self._undone: list[str] = []
-        self._part = -1
+        self._lock = -1
+        self._files: dict[str, int] = {}
         self._lines = -1
         self._synced = 0.0
 
     def __enter__(self) -> Self:
+        part = part_path(self.output)
         try:
-            self._part = os.open(part_path(self.output), os.O_RDWR | os.O_CREAT, 0o644)
-            fcntl.flock(self._part, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if part.exists() and part.is_dir() != self.folder:
+                raise OutputError(
+                    f"{part} is in the way", found="a folder" if part.is_dir() else "a file",
+                    action=f"Delete {part}: it is unfinished work of another container",
+                )  # fmt: skip
+            if self.folder:
+                part.mkdir(exist_ok=True)
+                self._lock = os.open(part, os.O_RDONLY)
+            else:
+                self._lock = self._files[ITSELF] = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            os.close(self._part)
+            os.close(self._lock)
             raise OutputError(
                 f"{self.output} is being written by another fewbits",
                 action="Wait for it, or choose another output",
@@ -68,16 +87,14 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for descriptor in (self._lines, self._part):
-            if descriptor >= 0:
-                os.close(descriptor)
+        for descriptor in {self._lines, self._lock, *self._files.values()} - {-1}:
+            os.close(descriptor)
 
-    def resume(self, regions: Mapping[str, Region], size: int, *, discard: bool) -> None:
+    def resume(self, layout: Layout, *, discard: bool) -> None:
         """Take over what an earlier run of the same job finished, or begin.
 
         Args:
-            regions: where each tensor lies.
-            size: of the whole file.
+            layout: of the output.
             discard: begin anew when the work on disk belongs to another job, instead of refusing.
 
         Raises:
@@ -92,17 +109,33 @@ class Journal:
                     action=f"Run that command again to finish it, or pass --force, or delete {path}",
                 )
             lines = None
+        self._open_files(layout, empty=lines is None)
         if lines is None:
             self._undone = []
-            os.ftruncate(self._part, 0)
-            path.write_text(json.dumps({"fewbits": 1, "run": self.run}) + "\n", encoding="utf-8")
+            path.write_text(json.dumps({"fewbits": _VERSION, "run": self.run}) + "\n", encoding="utf-8")
         else:
-            self.finished = self._check(path, lines[1], regions, size)
-        os.ftruncate(self._part, size)
+            self.finished = self._check(path, lines[1], layout)
+        for name, file in layout.files.items():
+            os.ftruncate(self._files[name], file.size)
         self._lines = os.open(path, os.O_WRONLY | os.O_APPEND)
         self._synced = time.monotonic()
 
-    def _read_lines(self, path: Path) -> tuple[str, dict[str, int]] | None:
+    def _open_files(self, layout: Layout, *, empty: bool) -> None:
+        part = part_path(self.output)
+        try:
+            if self.folder and empty:
+                for path in part.iterdir():
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for name in layout.files:
+                if name not in self._files:
+                    (part / name).parent.mkdir(parents=True, exist_ok=True)
+                    self._files[name] = os.open(part / name, os.O_RDWR | os.O_CREAT, 0o644)
+                if empty:
+                    os.ftruncate(self._files[name], 0)
+        except OSError as error:
+            raise OutputError(f"{self.output} can't be written", found=error.strerror) from error
+
+    def _read_lines(self, path: Path) -> tuple[str, dict[str, tuple[int, ...]]] | None:
         """(run, finished tensors) of an existing journal; None when there is none."""
         try:
             text = path.read_bytes()
@@ -113,7 +146,7 @@ class Journal:
             return None  # killed while the first line was being written
         try:
             head, *rest = [json.loads(line) for line in whole.split(b"\n")]
-            entries = {str(entry["tensor"]): int(entry["crc32"]) for entry in rest}
+            entries = {str(entry["tensor"]): tuple(int(c) for c in entry["crc32"]) for entry in rest}
             self._undone = [str(entry["tensor"]) for entry in rest if entry.get("undone")]
             run = str(head["run"])
         except (ValueError, KeyError, TypeError) as error:
@@ -124,17 +157,17 @@ class Journal:
         return run, entries
 
     def _check(
-        self, path: Path, entries: dict[str, int], regions: Mapping[str, Region], size: int
-    ) -> dict[str, int]:
-        length = os.fstat(self._part).st_size
-        if entries and length != size:
-            raise self._damaged(
-                path, f"{part_path(self.output).name} of {length:,} bytes instead of {size:,}"
-            )
-        for name, crc in entries.items():
-            if name not in regions:
+        self, path: Path, entries: dict[str, tuple[int, ...]], layout: Layout
+    ) -> dict[str, tuple[int, ...]]:
+        for name, file in layout.files.items() if entries else ():
+            length = os.fstat(self._files[name]).st_size
+            if length != file.size:
+                shown = part_path(self.output) / name if name else part_path(self.output)
+                raise self._damaged(path, f"{shown.name} of {length:,} bytes instead of {file.size:,}")
+        for name, checksums in entries.items():
+            if name not in layout.parts:
                 raise self._damaged(path, f"a tensor {name!r} that the output doesn't have")
-            if self.checksum(regions[name]) != crc:
+            if self.checksums(layout.parts[name]) != checksums:
                 raise self._damaged(path, f"bytes of {name} that differ from what was written")
         return entries
 
@@ -143,8 +176,8 @@ class Journal:
             "the work of the interrupted run is damaged", found=found, action=f"Delete {path} to begin anew"
         )
 
-    def write(self, data: bytes | memoryview, offset: int) -> None:
-        """Write bytes at an absolute offset.
+    def write(self, data: bytes | memoryview, offset: int, file: str = ITSELF) -> None:
+        """Write bytes at an absolute offset of one of the files.
 
         Raises:
             OutputError: the disk is full or fails; what was finished stays for the next run.
@@ -152,7 +185,7 @@ class Journal:
         view = memoryview(data)
         try:
             while view:
-                written = os.pwrite(self._part, view, offset)
+                written = os.pwrite(self._files[file], view, offset)
                 view, offset = view[written:], offset + written
         except OSError as error:
             raise OutputError(
@@ -160,13 +193,16 @@ class Journal:
                 action="Make room and run the same command again: it goes on where it stopped",
             ) from error  # fmt: skip
 
-    def finish(self, name: str, crc: int, *, undone: bool = False) -> None:
-        """Note that all bytes of a tensor are written; `undone` if the plan's algorithm wasn't kept for it."""
+    def finish(self, name: str, checksums: Iterable[int], *, undone: bool = False) -> None:
+        """Note that all bytes of a tensor are written; `undone` if the plan's algorithm wasn't kept for it.
+
+        `checksums` are the CRC-32 of its parts, in the layout's order.
+        """
         if time.monotonic() - self._synced > _SYNC_SECONDS:
             self.sync()
-        entry = {"tensor": name, "crc32": crc, **({"undone": True} if undone else {})}
+        entry = {"tensor": name, "crc32": list(checksums), **({"undone": True} if undone else {})}
         os.write(self._lines, json.dumps(entry).encode() + b"\n")
-        self.finished[name] = crc
+        self.finished[name] = tuple(checksums)
         self._undone += [name] if undone else []
 
     @property
@@ -176,30 +212,49 @@ class Journal:
 
     def sync(self) -> None:
         """Force the bytes to the disk."""
-        os.fdatasync(self._part)
-        os.fdatasync(self._lines)
+        for descriptor in (*self._files.values(), self._lines):
+            os.fdatasync(descriptor)
         self._synced = time.monotonic()
 
-    def checksum(self, region: Region) -> int:
-        """CRC-32 of a region as it is on disk now."""
+    def checksums(self, parts: Mapping[str, Region]) -> tuple[int, ...]:
+        """CRC-32 of each part of a tensor as it is on disk now; -1 where the file ends before."""
+        return tuple(self._checksum(region) for region in parts.values())
+
+    def _checksum(self, region: Region) -> int:
         crc, offset, left = 0, region.offset, region.nbytes
         while left:
-            data = os.pread(self._part, min(left, _READ), offset)
+            data = os.pread(self._files[region.file], min(left, _READ), offset)
             if not data:
                 return -1
             crc, offset, left = zlib.crc32(data, crc), offset + len(data), left - len(data)
         return crc
 
     def publish(self) -> None:
-        """Give the whole file its name; the journal goes."""
+        """Give the whole output its name, replacing what has it; the journal goes last.
+
+        A folder can't take the place of another in one step: for a moment the old one has another name. Killed
+        then, the same command finds everything finished and publishes again.
+        """
         self.sync()
+        old = replaced_path(self.output)
+        if self.folder:
+            os.fsync(self._lock)  # the names of its files
+        if self.folder and self.output.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            self.output.rename(old)
         part_path(self.output).replace(self.output)
         journal_path(self.output).unlink()
         folder = os.open(self.output.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
+        if self.folder:
+            shutil.rmtree(old, ignore_errors=True)
 
     def discard(self) -> None:
         """Remove the unfinished work: the source can't be quantized, so nothing of it is of use."""
-        for path in (part_path(self.output), journal_path(self.output)):
-            path.unlink(missing_ok=True)
+        part = part_path(self.output)
+        if self.folder:
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+        journal_path(self.output).unlink(missing_ok=True)

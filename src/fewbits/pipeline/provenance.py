@@ -24,6 +24,8 @@ class Provenance:
         seed: of everything random.
         calibration: what the calibration text was; empty for effort fast.
         calibration_hash: its sha256.
+        imatrix: what the importance matrix was; empty without one.
+        imatrix_hash: the file's sha256.
         version: of fewbits.
         plan_data: the choices found in an artifact, unparsed; None before one is made.
     """
@@ -35,6 +37,8 @@ class Provenance:
     seed: int
     calibration: str = ""
     calibration_hash: str = ""
+    imatrix: str = ""
+    imatrix_hash: str = ""
     version: str = __version__
     plan_data: Any = field(default=None, repr=False)
 
@@ -54,6 +58,8 @@ class Provenance:
                 seed=int(metadata["fewbits.seed"]),
                 calibration=str(metadata.get("fewbits.calibration.name", "")),
                 calibration_hash=str(metadata.get("fewbits.calibration.hash", "")),
+                imatrix=str(metadata.get("fewbits.imatrix.name", "")),
+                imatrix_hash=str(metadata.get("fewbits.imatrix.hash", "")),
                 plan_data=json.loads(metadata["fewbits.plan"]),
             )
         except (KeyError, ValueError, TypeError) as error:
@@ -77,4 +83,7 @@ def provenance_metadata(provenance: Provenance, plan: Plan) -> dict[str, Any]:
     if provenance.calibration:
         keys["fewbits.calibration.name"] = provenance.calibration
         keys["fewbits.calibration.hash"] = provenance.calibration_hash
+    if provenance.imatrix:
+        keys["fewbits.imatrix.name"] = provenance.imatrix
+        keys["fewbits.imatrix.hash"] = provenance.imatrix_hash
     return keys

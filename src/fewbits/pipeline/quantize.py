@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import shutil
 import time
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fewbits.algorithms.registry import needs_statistics
 from fewbits.errors import CheckpointError, OutputError
-from fewbits.export.exporter import OutputTensor
+from fewbits.export.exporter import Exporter, OutputTensor
+from fewbits.export.registry import get_exporter
 from fewbits.pipeline.goal import Goal
-from fewbits.pipeline.job import DEFAULT_EFFORT, Job, Settings, prepare_job
+from fewbits.pipeline.job import Job, Settings, effort_or_default, prepare_job
 from fewbits.pipeline.journal import Journal, part_path
 from fewbits.pipeline.tensors import Chunk, peak_workspace, quantized_chunks
 from fewbits.pipeline.verify import verify_output
+from fewbits.pipeline.writing import TensorWriter
 from fewbits.planning.byte_size import format_bytes
 from fewbits.planning.plan import Plan
 from fewbits.progress import Progress, Silent
@@ -94,11 +96,13 @@ def quantize(
     like: str | Path | None = None,
     max_kl: float | None = None,
     pins: Sequence[str] = (),
-    effort: str = DEFAULT_EFFORT,
+    effort: str | None = None,
     calibration: str | Path | None = None,
     memory: str | int = "4GB",
     threads: int | None = None,
     seed: int = 0,
+    imatrix: str | Path | None = None,
+    algorithm: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> QuantizeResult:
@@ -115,11 +119,15 @@ def quantize(
         like: an artifact whose plan, effort and seed are taken.
         max_kl: predicted KL divergence in nats per token, at most: the smallest such file.
         pins: ``PATTERN=FORMAT`` texts that fix the format of some tensors.
-        effort: ``fast`` rounds; ``balanced`` and ``best`` look at the model's inputs on a calibration text.
-        calibration: that text: a file, JSONL, or None for the default.
+        effort: ``fast`` rounds; ``balanced`` and ``best`` look at the model's inputs on a calibration text. Default:
+            ``fast``.
+        calibration: that text: a file, JSONL, a dataset as ``hub:OWNER/NAME``, or None for the default.
         memory: bytes that the run may hold, e.g. ``"4GB"``.
         threads: default all cores that this process may use.
         seed: of everything random.
+        imatrix: llama.cpp's importance matrix (GGUF) for effort fast to weight its rounding with.
+        algorithm: how codes are chosen, in place of what the effort or the plan says: ``rtn``, ``hqq``, and with a
+            calibrated effort ``imatrix``, ``gptq``, ``signround``.
         force: replace an existing output, and discard interrupted work of another job.
         progress: receives what is being done.
 
@@ -129,15 +137,16 @@ def quantize(
     began = time.monotonic()
     progress = progress or Silent()
     output = Path(output)
-    check_output(output, force=force)
-    settings = Settings(to, effort, calibration, memory, threads, seed)
+    check_output(output, force=force, exporter=get_exporter(to))
+    effort = effort_or_default(effort, imatrix)
+    settings = Settings(to, effort, calibration, memory, threads, seed, imatrix, algorithm)
     goal = Goal(format, bits, size, max_kl, plan, like, tuple(pins))
     job = prepare_job(source, goal, settings, progress)
     workers = check_resources(job, output, settings)
     for warning in job.warnings:
         progress.message(warning)
-    with Journal(output, job.run) as journal:
-        journal.resume(job.layout.regions, job.layout.size, discard=force)
+    with Journal(output, job.run, folder=job.exporter.folder) as journal:
+        journal.resume(job.layout, discard=force)
         resumed = len(journal.finished)
         if resumed:
             progress.message(f"resuming: {resumed} of {len(job.tensors)} tensors are done")
@@ -155,22 +164,14 @@ def quantize(
 
 def run_job(job: Job, journal: Journal, workers: int, progress: Progress) -> None:
     """Quantize every tensor that isn't finished, writing each chunk as it is made."""
-    journal.write(job.layout.header, 0)
+    writer = TensorWriter(job.layout, journal)
+    writer.headers()
     todo = [t for t in job.tensors if t.name not in journal.finished]
     progress.stage("quantizing", sum(t.source.matrix[0] * t.source.matrix[1] for t in todo), "weights")
-    offset, crc, undone = -1, 0, False
     try:
         for chunk, kept in _chunks(job, todo, workers):
-            name = chunk.tensor.name
-            if offset < 0:
-                offset, crc, undone = job.layout.regions[name].offset, 0, False
-            data = chunk.data.data
-            journal.write(data, offset)
-            offset, crc, undone = offset + len(data), zlib.crc32(data, crc), undone or not kept
-            progress.advance(chunk.weights, name)
-            if chunk.last:
-                journal.finish(name, crc, undone=undone)
-                offset = -1
+            writer.write(chunk, kept)
+            progress.advance(chunk.weights, chunk.tensor.name)
     except CheckpointError:
         journal.discard()
         raise
@@ -179,10 +180,11 @@ def run_job(job: Job, journal: Journal, workers: int, progress: Progress) -> Non
 def _chunks(job: Job, tensors: Sequence[OutputTensor], workers: int) -> Iterator[tuple[Chunk, bool]]:
     """Each chunk, and whether the algorithm that the plan names was kept for it."""
     choices = job.plan.tensors
-    rounded = [t for t in tensors if choices[t.name].algorithm in ("rtn", "none")]
-    for chunk in quantized_chunks(rounded, choices, workers):
+    alone = [job.calibration is None or not needs_statistics(choices[t.name].algorithm) for t in tensors]
+    rounded = [t for t, a in zip(tensors, alone, strict=True) if a]
+    rest = [t for t, a in zip(tensors, alone, strict=True) if not a]
+    for chunk in quantized_chunks(rounded, choices, workers, job.importance):
         yield chunk, True
-    rest = [t for t in tensors if choices[t.name].algorithm not in ("rtn", "none")]
     if rest and job.calibration is not None:
         from fewbits.pipeline.calibrated import calibrated_chunks
 
@@ -194,16 +196,29 @@ def fallbacks(plan: Plan) -> dict[str, str]:
     return {name: f"{c.requested} -> {c.format}" for name, c in plan.tensors.items() if c.requested}
 
 
-def check_output(output: Path, *, force: bool) -> None:
+def check_output(output: Path, *, force: bool, exporter: Exporter | None = None) -> None:
     """Refuse an output that exists (without `force`) or a folder that doesn't.
+
+    Args:
+        output: what is to be written.
+        force: whether it may be replaced, if fewbits made it.
+        exporter: of the container, which may be a folder; None for a file.
 
     Raises:
         OutputError: naming the file or the folder.
     """
-    if output.is_dir():
-        raise OutputError(f"{output} is a folder", allowed="the name of a file")
+    folder = exporter is not None and exporter.folder
+    if output.exists() and output.is_dir() != folder:
+        found = "a folder" if output.is_dir() else "a file"
+        allowed = f"the name of a {'folder' if folder else 'file'}"
+        raise OutputError(f"{output} is {found}", allowed=allowed)
     if output.exists() and not force:
         raise OutputError(f"{output} exists", action="Choose another name, or pass --force to replace it")
+    if exporter is not None and folder and output.exists() and (foreign := exporter.foreign(output)):
+        raise OutputError(
+            f"{output} holds what fewbits didn't write", found=", ".join(foreign[:4]),
+            action="Choose another name, or move these away",
+        )  # fmt: skip
     if not output.parent.is_dir():
         raise OutputError(
             f"the folder {output.parent} doesn't exist", action=f"Run: mkdir -p {output.parent}"
@@ -217,7 +232,8 @@ def check_resources(job: Job, output: Path, settings: Settings) -> int:
         OutputError: not enough room on the disk, or `memory` is less than the job needs.
     """
     part = part_path(output)
-    present = part.stat().st_blocks * 512 if part.exists() else 0
+    files = [part, *part.rglob("*")] if part.exists() else []
+    present = sum(file.stat().st_blocks * 512 for file in files)
     need, free = job.layout.size - present, shutil.disk_usage(output.parent).free
     if need > free:
         raise OutputError(
@@ -237,10 +253,11 @@ def check_resources(job: Job, output: Path, settings: Settings) -> int:
 
 def predicted_memory(job: Job, workers: int) -> int:
     """Bytes resident at the peak, at most: independent of the number of blocks."""
-    own = BASE_MEMORY + HEADER_COPIES * len(job.layout.header) + peak_workspace(job.tensors, workers)
+    workspace = peak_workspace(job.tensors, job.plan.tensors, workers)
+    own = BASE_MEMORY + HEADER_COPIES * job.layout.header_nbytes + workspace
     if job.calibration is None:
         return own
     from fewbits.pipeline.calibrated import calibrated_memory
 
-    calibrated = [t for t in job.tensors if job.plan.tensors[t.name].algorithm not in ("rtn", "none")]
+    calibrated = [t for t in job.tensors if needs_statistics(job.plan.tensors[t.name].algorithm)]
     return own + TORCH_MEMORY + calibrated_memory(calibrated, workers, BASE_MEMORY)

@@ -1,9 +1,9 @@
 """Which rows of a container's tensor are which rows of the live model's linear maps.
 
 Statistics are gathered on the live model, under transformers' parameter names; plans and files name the container's
-tensors, whose rows may be permuted, split or stacked. The table of architectures knows how, as transforms of lazy
-tensors. So a shadow of the model goes through it, whose "weights" are the number of the tensor and of the row
-they stand in; where these come out tells which row became which.
+tensors, whose rows may be permuted, split or stacked. The exporter knows how, as transforms of lazy tensors. So a
+shadow of the model goes through it, whose "weights" are the number of the tensor and of the row they stand in;
+where these come out tells which row became which.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fewbits.architectures import to_hugging_face
 from fewbits.calibration.statistics import Statistics
 from fewbits.calibration.store import StatisticsStore
-from fewbits.checkpoint.checkpoint import Checkpoint, Floats, LazyTensor
-from fewbits.export.exporter import OutputTensor
+from fewbits.checkpoint.checkpoint import Floats, LazyTensor
+from fewbits.export.exporter import Exporter, OutputTensor
 
 
 class _Shadow(LazyTensor):
@@ -51,21 +50,20 @@ class Segment:
 
 
 def statistics_rows(
-    checkpoint: Checkpoint, tensors: list[OutputTensor], metadata: Mapping[str, object], known: set[str]
+    exporter: Exporter, tensors: list[OutputTensor], metadata: Mapping[str, object], known: set[str]
 ) -> dict[str, list[Segment]]:
     """Segments by container tensor name; tensors without statistics are left out.
 
     Args:
-        checkpoint: the source.
-        tensors: what the container holds.
-        metadata: the container's, untyped.
+        exporter: writes the container.
+        tensors: what it holds.
+        metadata: what it says.
         known: names that there are statistics for.
     """
     shadows = {t.name: _Shadow(t.name, t.shape, i) for i, t in enumerate(tensors)}
-    shadow_model = Checkpoint(checkpoint.path, "gguf", shadows, (), metadata=metadata)
-    _, parameters = to_hugging_face(shadow_model)
+    wanted = {name.partition("#")[0] for name in known}
     found: dict[str, list[Segment]] = {}
-    for name, tensor in parameters.items():
+    for name, tensor in exporter.parameters(shadows, metadata, wanted).items():
         if len(tensor.shape) < 2 or tensor.shape[-1] != 2:
             continue
         for parameter, numbers in _maps(name, tensor):
@@ -100,10 +98,5 @@ def _place(
 
 
 def segment_statistics(store: StatisticsStore, segment: Segment, start: int, stop: int) -> Statistics:
-    """Statistics of rows start … stop of the container's tensor, which must lie inside the segment.
-
-    Row importance keeps its scale relative to the whole map, so that losses of parts add up.
-    """
-    whole = store.load(segment.parameter)
-    rows = segment.rows[start - segment.start : stop - segment.start]
-    return Statistics(whole.second_moment, whole.row_importance[rows], whole.held_out, whole.tokens)
+    """Statistics of rows start … stop of the container's tensor, which must lie inside the segment."""
+    return store.load(segment.parameter).of_rows(segment.rows[start - segment.start : stop - segment.start])

@@ -7,17 +7,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from fewbits.algorithms import rtn
-from fewbits.checkpoint.checkpoint import LazyTensor, StoredTensor
+from fewbits.algorithms import imatrix, rtn
+from fewbits.algorithms.registry import NONE, get_algorithm
+from fewbits.checkpoint.checkpoint import StoredTensor
 from fewbits.errors import CheckpointError
-from fewbits.export.exporter import OutputTensor
+from fewbits.export.exporter import WHOLE, OutputTensor
 from fewbits.formats import get_format
+from fewbits.formats.format import Parts
 from fewbits.planning.plan import TensorChoice
+
+if TYPE_CHECKING:
+    from fewbits.pipeline.importance import Importance
 
 # Elements that one task works on: its float32 arrays of 256 KiB stay in a core's cache, and NumPy's
 # overhead per call is small against them. Rows are never split.
@@ -30,16 +35,22 @@ WINDOW = 3
 PLAIN = ("F32", "F16", "BF16")
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
+PartBytes: TypeAlias = dict[str, Bytes]
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Finished bytes of some rows of a tensor, in order, with how many weights; `last` closes the tensor."""
+    """Finished bytes of some rows of a tensor, in order, by part, with how many weights; `last` closes the tensor."""
 
     tensor: OutputTensor
-    data: Bytes
+    parts: PartBytes
     weights: int
     last: bool
+
+
+def part_bytes(parts: Parts) -> PartBytes:
+    """The arrays that a format's `pack` gives as they lie in a file."""
+    return {name: np.ascontiguousarray(part).reshape(-1).view(np.uint8) for name, part in parts.items()}
 
 
 def chunk_rows(columns: int, together: int = 1) -> int:
@@ -47,26 +58,38 @@ def chunk_rows(columns: int, together: int = 1) -> int:
     return max(together, CHUNK_ELEMENTS // max(columns, 1) // together * together)
 
 
-def peak_workspace(tensors: Iterable[OutputTensor], threads: int) -> int:
+def peak_workspace(tensors: Iterable[OutputTensor], choices: Mapping[str, TensorChoice], threads: int) -> int:
     """Bytes that the threads hold at once, at most."""
-    largest = max((chunk_rows(t.shape[-1]) * t.shape[-1] for t in tensors if t.shape), default=0)
+    largest = max(
+        (
+            min(chunk_rows(t.shape[-1], _rows_together(choices[t.name])), t.source.matrix[0]) * t.shape[-1]
+            for t in tensors
+            if t.shape
+        ),
+        default=0,
+    )
     return threads * 4 * largest * (WORK_ARRAYS + 2 * WINDOW)
 
 
 def quantized_chunks(
-    tensors: Iterable[OutputTensor], choices: Mapping[str, TensorChoice], threads: int
+    tensors: Iterable[OutputTensor],
+    choices: Mapping[str, TensorChoice],
+    threads: int,
+    importance: Importance | None = None,
 ) -> Iterator[Chunk]:
     """The bytes of all tensors, chunk by chunk, in the order given.
+
+    Those that the plan rounds by an importance matrix are weighted with what `importance` says of them.
 
     Raises:
         CheckpointError: a weight that isn't finite; the message counts them.
     """
     with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[tuple[OutputTensor, int, bool, Future[Bytes]]] = deque()
+        waiting: deque[tuple[OutputTensor, int, bool, Future[PartBytes]]] = deque()
         try:
             for tensor in tensors:
                 rows, columns = tensor.source.matrix
-                task = _task(tensor, choices[tensor.name])
+                task = _task(tensor, choices[tensor.name], importance)
                 step = chunk_rows(columns, _rows_together(choices[tensor.name]))
                 for start in range(0, max(rows, 1), step):  # once for an empty tensor
                     stop = min(start + step, rows)
@@ -80,10 +103,10 @@ def quantized_chunks(
 
 
 def _rows_together(choice: TensorChoice) -> int:
-    return 1 if choice.format in PLAIN else get_format(choice.format).rows_together
+    return 1 if choice.algorithm == NONE else get_format(choice.format).rows_together
 
 
-def _finish(tensor: OutputTensor, rows: int, last: bool, future: Future[Bytes]) -> Chunk:
+def _finish(tensor: OutputTensor, rows: int, last: bool, future: Future[PartBytes]) -> Chunk:
     return Chunk(tensor, future.result(), rows * tensor.shape[-1] if tensor.shape else 1, last)
 
 
@@ -93,7 +116,11 @@ class _PlainEncoder:
     def __init__(self, dtype: str) -> None:
         self.dtype = dtype
 
-    def __call__(self, weight: npt.NDArray[np.float32]) -> Bytes:
+    def __call__(self, weight: npt.NDArray[np.float32], start: int = 0) -> PartBytes:
+        del start
+        return {WHOLE: self._encoded(weight).reshape(-1)}
+
+    def _encoded(self, weight: npt.NDArray[np.float32]) -> Bytes:
         if self.dtype == "F32":
             return weight.view(np.uint8)
         if self.dtype == "F16":
@@ -104,40 +131,49 @@ class _PlainEncoder:
         return (rounded >> 16).astype(np.uint16).view(np.uint8)
 
 
-def _encoder(tensor: OutputTensor, choice: TensorChoice) -> _PlainEncoder | _FormatEncoder:
-    if choice.algorithm == "none":
+def _encoder(
+    tensor: OutputTensor, choice: TensorChoice, importance: Importance | None
+) -> _PlainEncoder | _FormatEncoder:
+    if choice.algorithm == NONE:
         return _PlainEncoder(choice.format)
-    return _FormatEncoder(choice, tensor.source)
+    return _FormatEncoder(choice, tensor, importance if choice.algorithm == imatrix.NAME else None)
 
 
 class _FormatEncoder:
-    """Float32 rows to a quantized format's bytes."""
+    """Float32 rows, the first of them row `start` of the tensor, to a quantized format's bytes."""
 
-    def __init__(self, choice: TensorChoice, source: LazyTensor) -> None:
-        self.format = get_format(choice.format).prepare(source.chunks(CHUNK_ELEMENTS))
+    def __init__(self, choice: TensorChoice, tensor: OutputTensor, importance: Importance | None) -> None:
+        self.format = get_format(choice.format).prepare(tensor.source.chunks(CHUNK_ELEMENTS))
+        self.algorithm = get_algorithm(choice.algorithm)
+        self.weights = importance.of(tensor) if importance else None
 
-    def __call__(self, weight: npt.NDArray[np.float32]) -> Bytes:
-        return rtn.quantize(weight, self.format).pack()["data"]
+    def __call__(self, weight: npt.NDArray[np.float32], start: int) -> PartBytes:
+        if self.weights is None:
+            return part_bytes(self.algorithm.quantize(weight, self.format).pack())
+        weights = self.weights(start, start + len(weight))
+        return part_bytes(rtn.quantize(weight, self.format, weights).pack())
 
 
 def _quantize_rows(
     tensor: OutputTensor, encode: _PlainEncoder | _FormatEncoder, start: int, stop: int
-) -> Bytes:
+) -> PartBytes:
     weight = tensor.source.rows(start, stop)
     if not np.isfinite(weight).all():
         raise not_finite(tensor)
-    return np.ascontiguousarray(encode(weight)).reshape(-1)
+    return encode(weight, start)
 
 
-def _copy_rows(source: StoredTensor, start: int, stop: int) -> Bytes:
-    return np.ascontiguousarray(source.raw(start, stop)).reshape(-1)
+def _copy_rows(source: StoredTensor, start: int, stop: int) -> PartBytes:
+    return {WHOLE: np.ascontiguousarray(source.raw(start, stop)).reshape(-1)}
 
 
-def _task(tensor: OutputTensor, choice: TensorChoice) -> Callable[[int, int], Bytes]:
+def _task(
+    tensor: OutputTensor, choice: TensorChoice, importance: Importance | None
+) -> Callable[[int, int], PartBytes]:
     """What turns rows start … stop into bytes: a copy where the source already has the format, exactly."""
     if isinstance(tensor.source, StoredTensor) and tensor.source.dtype == choice.format not in PLAIN:
         return partial(_copy_rows, tensor.source)
-    return partial(_quantize_rows, tensor, _encoder(tensor, choice))
+    return partial(_quantize_rows, tensor, _encoder(tensor, choice, importance))
 
 
 def not_finite(tensor: OutputTensor) -> CheckpointError:

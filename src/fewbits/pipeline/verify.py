@@ -29,12 +29,27 @@ def verify_output(job: Job, journal: Journal, progress: Progress) -> None:
         VerificationError: naming the tensor and what differs. The output doesn't get its name.
     """
     path = part_path(journal.output)
-    progress.stage("verifying", sum(r.nbytes for r in job.layout.regions.values()), "B")
-    for name, region in job.layout.regions.items():
-        if journal.checksum(region) != journal.finished[name]:
+    sizes = {name: sum(r.nbytes for r in parts.values()) for name, parts in job.layout.parts.items()}
+    progress.stage("verifying", sum(sizes.values()), "B")
+    for name, parts in job.layout.parts.items():
+        if journal.checksums(parts) != journal.finished[name]:
             raise _failed(path, name, "other bytes on disk than were written")
-        progress.advance(region.nbytes, name)
+        progress.advance(sizes[name], name)
+    _compare_headers(path, job)
     compare_with_source(path, job.tensors, job.plan.formats())
+
+
+def _compare_headers(path: Path, job: Job) -> None:
+    """Every byte that isn't a tensor's, and every place, as the container's own parser finds them."""
+    found = job.exporter.read_back(path)
+    for name, file in job.layout.files.items():
+        if found.files.get(name) != file:
+            raise _failed(path, name or "its header", "other bytes on disk than were written")
+    for name, parts in job.layout.parts.items():
+        meant = {part: (r.file, r.offset, r.nbytes) for part, r in parts.items()}
+        read = {part: (r.file, r.offset, r.nbytes) for part, r in found.parts.get(name, {}).items()}
+        if meant != read:
+            raise _failed(path, name, "another place in the file than was meant")
 
 
 def compare_with_source(path: Path, tensors: Sequence[OutputTensor], formats: Mapping[str, str]) -> None:

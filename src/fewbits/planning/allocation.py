@@ -15,13 +15,13 @@ from math import prod
 
 import numpy as np
 
-from fewbits.algorithms.registry import algorithm_names
+from fewbits.algorithms.registry import NONE, algorithm_names
 from fewbits.checkpoint.checkpoint import StoredTensor
 from fewbits.errors import BudgetError, FormatError, PlanError
 from fewbits.export.exporter import Exporter, OutputTensor
 from fewbits.formats import get_format
 from fewbits.planning.byte_size import format_bytes
-from fewbits.planning.plan import Plan, TensorChoice
+from fewbits.planning.plan import DEFAULT_ALGORITHM, Plan, TensorChoice
 
 # Errors of the embedding and the head reach the logits directly. Anchored on one comparison: with all else
 # in 8 bits, a 5-bit tied embedding costs 1.7 times the loss per weight of 5-bit linear layers.
@@ -31,12 +31,12 @@ _HEAD_ROLES = ("embedding", "head")
 
 def plain_format(tensor: OutputTensor) -> TensorChoice:
     """The choice for a tensor that stays in floating point."""
-    return TensorChoice(tensor.plain, "none")
+    return TensorChoice(tensor.plain, NONE)
 
 
 def exact_choice(name: str, exporter: Exporter) -> TensorChoice:
     """The choice of this very format, without a fallback."""
-    return TensorChoice(name, "none" if name in exporter.plain_formats else "rtn")
+    return TensorChoice(name, NONE if name in exporter.plain_formats else DEFAULT_ALGORITHM)
 
 
 def resolve(name: str, columns: int, plain: Sequence[str]) -> str:
@@ -114,13 +114,16 @@ def predicted_error(tensors: Sequence[OutputTensor], choices: Mapping[str, Tenso
 
 
 def candidates(
-    tensors: Sequence[OutputTensor], exporter: Exporter
+    tensors: Sequence[OutputTensor], exporter: Exporter, pinned: Mapping[str, TensorChoice] | None = None
 ) -> list[tuple[int, float, dict[str, TensorChoice]]]:
-    """Every pair (linear format, head format): tensor bytes, predicted error, choices; distinct ones only."""
-    names = (*exporter.formats, "F16")
+    """Every pair (linear format, head format): tensor bytes, predicted error, choices; distinct ones only.
+
+    Pinned tensors have their own choice in all of them.
+    """
+    names = (*exporter.candidates, "F16")
     seen: dict[tuple[str, ...], tuple[int, float, dict[str, TensorChoice]]] = {}
     for linear, head in product(names, names):
-        choices = uniform(tensors, exporter, linear, head)
+        choices = {**uniform(tensors, exporter, linear, head), **(pinned or {})}
         key = tuple(c.format for c in choices.values())
         if key not in seen:
             nbytes = sum(tensor_nbytes(t, choices[t.name].format) for t in tensors)
@@ -135,6 +138,7 @@ def allocate(
     *,
     size: int | None = None,
     bits: float | None = None,
+    pinned: Mapping[str, TensorChoice] | None = None,
 ) -> dict[str, TensorChoice]:
     """The candidate with the least predicted error at or under `size` bytes of file, or `bits` per weight.
 
@@ -144,6 +148,7 @@ def allocate(
         file_size: exact bytes of the whole file for some choices.
         size: bytes of the whole file, at most.
         bits: bits per weight over all tensors, at most.
+        pinned: choices that are fixed.
 
     Raises:
         BudgetError: the smallest allocation is still too large; the message says how large it is.
@@ -152,7 +157,7 @@ def allocate(
     best: tuple[float, int] | None = None
     chosen: dict[str, TensorChoice] = {}
     smallest = None
-    for nbytes, error, choices in candidates(tensors, exporter):
+    for nbytes, error, choices in candidates(tensors, exporter, pinned):
         cost = file_size(choices) if size is not None else 8 * nbytes / weights
         smallest = cost if smallest is None else min(smallest, cost)
         limit = size if size is not None else bits
@@ -216,7 +221,20 @@ def check_choices(
         checked[tensor.name] = TensorChoice(
             choice.format, "none" if plain else choice.algorithm, choice.requested
         )
+    _check_tied(checked, exporter.tied(tensors))
     return checked
+
+
+def _check_tied(choices: Mapping[str, TensorChoice], tied: Sequence[Sequence[str]]) -> None:
+    """Refuse a plan that gives tensors different formats which runtimes compute as one."""
+    for group in tied:
+        found = {choices[name].format: name for name in group}
+        if len(found) > 1:
+            shown = ", ".join(f"{name} is {fmt}" for fmt, name in found.items())
+            raise PlanError(
+                "runtimes compute these tensors as one, so they need one format", found=shown,
+                action=f"Give the same format to {', '.join(group[:4])}{' …' if len(group) > 4 else ''}",
+            )  # fmt: skip
 
 
 def build_plan(

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from fewbits.planning.byte_size import format_bytes
 from fewbits.planning.knapsack import Option, merge_tied, solve
 
-# Every llama.cpp runtime rounds activations to 8 bits as well, whatever the weights' format is.
-NOTE = "Predicted KL is that of the weights alone; runtimes that round activations to 8 bits add a constant."
+NOTE = "Predicted KL: nats per token on text like the calibration's, an estimate; `evaluate` measures it."
 
 
 @dataclass(frozen=True)
@@ -19,6 +18,23 @@ class FrontierPoint:
     nbytes: int
     price: float
     choices: dict[str, str]
+
+
+@dataclass(frozen=True)
+class FilePoint:
+    """The best file of one size.
+
+    Attributes:
+        bytes: of the whole file, header included.
+        bits_per_weight: over all its tensors.
+        predicted_kl: nats per token.
+        formats: format name -> number of tensors, of those that can be quantized.
+    """
+
+    bytes: int
+    bits_per_weight: float
+    predicted_kl: float
+    formats: dict[str, int]
 
 
 def frontier(
@@ -57,20 +73,14 @@ def frontier(
     return found
 
 
-def frontier_table(points: Sequence[FrontierPoint], *, weights: int, fixed: int = 0) -> str:
-    """The frontier as text: size of the file, bits per weight, predicted KL, and the formats used most.
-
-    Args:
-        points: from `frontier`.
-        weights: numbers in all tensors of the file.
-        fixed: bytes of the file beside the items: header and tensors that stay in floating point.
-    """
-    lines = [f"{'size':>10}  {'bits/weight':>11}  {'predicted KL':>12}  formats (tensors)"]
+def frontier_table(points: Sequence[FilePoint]) -> str:
+    """The frontier as text: size of the file, bits per weight, predicted KL, and the formats used most."""
+    lines = [f"{'size':>10}  {'bytes':>15}  {'bits/weight':>11}  {'predicted KL':>12}  formats (tensors)"]
     for point in points:
-        size = point.nbytes + fixed
-        counts: dict[str, int] = {}
-        for name in point.choices.values():
-            counts[name] = counts.get(name, 0) + 1
-        used = ", ".join(f"{n} {c}" for n, c in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-        lines.append(f"{format_bytes(size):>10}  {8 * size / weights:>11.2f}  {point.price:>12.5f}  {used}")
+        counts = sorted(point.formats.items(), key=lambda item: (-item[1], item[0]))
+        used = ", ".join(f"{name} {count}" for name, count in counts)
+        lines.append(
+            f"{format_bytes(point.bytes):>10}  {point.bytes:>15,}  {point.bits_per_weight:>11.2f}  "
+            f"{point.predicted_kl:>12.5f}  {used}"
+        )
     return "\n".join([*lines, NOTE])

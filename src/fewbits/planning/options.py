@@ -19,15 +19,19 @@ def fits(name: str, columns: int, plain: Collection[str]) -> bool:
     return not block or columns % block == 0
 
 
+def holds(tensor: OutputTensor, name: str, exporter: Exporter) -> bool:
+    """Whether a tensor can be stored in this very format or plain dtype in this container."""
+    allowed = name in exporter.formats or name in exporter.plain_formats
+    return tensor.quantizable and allowed and fits(name, tensor.shape[-1], exporter.plain_formats)
+
+
 def useful_formats(tensor: OutputTensor, exporter: Exporter) -> list[str]:
     """The container's formats worth a price for this tensor, by rising bytes.
 
     Left out are those that don't divide its rows, and those that another one beats: no more bytes and a smaller
     error on Gaussian numbers. A tensor that isn't quantizable has none.
     """
-    if not tensor.quantizable:
-        return []
-    able = [n for n in exporter.formats if fits(n, tensor.shape[-1], exporter.plain_formats)]
+    able = [n for n in exporter.candidates if holds(tensor, n, exporter)]
     able.sort(key=lambda n: (tensor_nbytes(tensor, n), gaussian_error(n)))
     kept: list[str] = []
     for name in able:
@@ -59,13 +63,12 @@ def options_for(
     Raises:
         PlanError: a quantizable tensor has no price for any format that its rows and the container allow.
     """
-    allowed = {*exporter.formats, *exporter.plain_formats}
     options = {}
     for tensor in tensors:
         if not tensor.quantizable:
             continue
         priced = prices.get(tensor.name, {})
-        names = [n for n in priced if n in allowed and fits(n, tensor.shape[-1], exporter.plain_formats)]
+        names = [n for n in priced if holds(tensor, n, exporter)]
         if not names:
             raise PlanError(
                 f"{tensor.name} has no price for any format that can hold it",

@@ -11,6 +11,8 @@ from typing import Any
 from fewbits.errors import PlanError
 
 PLAN_VERSION = 1
+# What a tensor gets that nothing better is known of; calibration puts another in its place.
+DEFAULT_ALGORITHM = "rtn"
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class TensorChoice:
     """
 
     format: str
-    algorithm: str = "rtn"
+    algorithm: str = DEFAULT_ALGORITHM
     requested: str | None = None
 
 

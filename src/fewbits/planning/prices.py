@@ -8,12 +8,12 @@ The algorithm that will quantize the tensor is what is run, on most formats. Rou
 against each other (GPTQ's loss is a third to two thirds of it), and rounding times the gain on one format
 misjudges formats.
 
-What the runtime loses by rounding activations is the same whatever the plan is, and isn't in here.
+What the runtime loses by rounding activations is priced in `activation_prices`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -173,9 +173,14 @@ def price_tensor(
         Format name -> price, and the price of F16.
     """
     weights = statistics.row_importance[sample.rows] * sample.factors
-    sampled = replace(statistics, row_importance=weights / max(float(weights.mean()), _TINY))
-    half = half_precision(weight_rows) - weight_rows
-    prices = {"F16": quadratic_loss(half, statistics.second_moment, weights)}
+    # The outputs of a sample's rows aren't those that they are correlated with.
+    sampled = replace(
+        statistics,
+        row_importance=weights / max(float(weights.mean()), _TINY),
+        outputs=None,
+        held_out_outputs=None,
+    )
+    prices = {"F16": price_plain(weight_rows, sample, statistics, "F16")}
     if not formats:
         return prices
     bound = {f.name: f.prepare([weight_rows]) for f in formats}
@@ -202,10 +207,28 @@ def _alike(one: Format[Any], other: Format[Any]) -> bool:
     return type(one) is type(other) and abs(one.bits - other.bits) <= 1 and _has_offset(one)
 
 
+def price_plain(weight_rows: Floats, sample: RowSample, statistics: Statistics, dtype: str) -> float:
+    """Predicted KL divergence in nats per token of the whole tensor in F32, F16 or BF16; arguments as above."""
+    weights = statistics.row_importance[sample.rows] * sample.factors
+    error = PLAIN[dtype](weight_rows) - weight_rows
+    return quadratic_loss(error, statistics.second_moment, weights)
+
+
 def half_precision(weight: Floats) -> Floats:
     """The nearest numbers that F16 holds, as float32; the largest ones for those beyond."""
     limit = np.finfo(np.float16).max
     return np.clip(weight, -limit, limit).astype(np.float16).astype(np.float32)
+
+
+def brain_precision(weight: Floats) -> Floats:
+    """The nearest numbers that BF16 holds, as float32; of two as near the even one."""
+    bits = np.ascontiguousarray(weight).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+PLAIN: Mapping[str, Callable[[Floats], Floats]] = {
+    "F32": lambda weight: weight, "F16": half_precision, "BF16": brain_precision
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from fewbits.checkpoint.gguf_constants import (
 )
 from fewbits.checkpoint.gguf_cursor import GgufArray
 from fewbits.errors import CheckpointError, FormatError, VerificationError
-from fewbits.export.exporter import Layout, Region
+from fewbits.export.exporter import ITSELF, WHOLE, Layout, OutputFile, Region
 
 VERSION = 3
 
@@ -217,9 +217,9 @@ def read_layout(path: Path) -> Layout:
         header = read_gguf_header(path)
     except CheckpointError as error:
         raise VerificationError(f"{path} doesn't read back as a GGUF file", found=str(error)) from error
-    regions = {t.name: Region(t.offset, t.nbytes) for t in header.tensors}
+    regions = {t.name: {WHOLE: Region(t.offset, t.nbytes)} for t in header.tensors}
     end = max(
-        (padded(r.offset + r.nbytes, header.alignment) for r in regions.values()), default=header.data_start
+        (padded(t.offset + t.nbytes, header.alignment) for t in header.tensors), default=header.data_start
     )
     with path.open("rb") as file:
-        return Layout(file.read(header.data_start), regions, end)
+        return Layout({ITSELF: OutputFile(file.read(header.data_start), end)}, regions)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from fewbits.architectures import architecture_of, gguf_settings, gguf_tensors
+from fewbits.architectures import architecture_of, gguf_settings, gguf_tensors, to_hugging_face
 from fewbits.checkpoint.checkpoint import Checkpoint, LazyTensor
 from fewbits.checkpoint.gguf_constants import DEFAULT_ALIGNMENT, ValueType
-from fewbits.export.exporter import Exporter, Layout, OutputTensor, Region
+from fewbits.export.exporter import ITSELF, WHOLE, Exporter, Layout, OutputFile, OutputTensor, Region
+from fewbits.export.gguf.activation_blocks import ACTIVATION_BLOCK
 from fewbits.export.gguf.container import (
     Typed,
     encode_header,
     place_tensors,
+    plain,
     read_layout,
 )
 from fewbits.export.gguf.first_block import first_block
@@ -37,6 +39,7 @@ class GgufExporter(Exporter):
 
     name = "gguf"
     alignment = DEFAULT_ALIGNMENT
+    default_format = "Q4_K"
     formats = (
         "Q8_0",
         "Q6_K",
@@ -80,8 +83,13 @@ class GgufExporter(Exporter):
             return keys | tokenizer_metadata(directory, checkpoint.config)
         return keys | {"tokenizer.ggml.model": "no_vocab"}
 
-    def notes(self, checkpoint: Checkpoint) -> tuple[str, ...]:
+    def activation_block(self, format_name: str) -> int:
+        """As llama.cpp does it."""
+        return ACTIVATION_BLOCK.get(format_name, 0)
+
+    def notes(self, checkpoint: Checkpoint, formats: Mapping[str, str]) -> tuple[str, ...]:
         """What llama.cpp does otherwise than the model's authors."""
+        del formats
         return () if checkpoint.container == "gguf" else architecture_of(checkpoint.config).notes
 
     def layout(
@@ -97,8 +105,8 @@ class GgufExporter(Exporter):
         described = {**metadata, "general.file_type": file_type(tensors, formats)}
         header = encode_header(described, entries, self.alignment)
         start = len(header)
-        regions = {e.name: Region(start + e.offset, e.nbytes) for e in entries}
-        return Layout(header, regions, start + size)
+        regions = {e.name: {WHOLE: Region(start + e.offset, e.nbytes)} for e in entries}
+        return Layout({ITSELF: OutputFile(header, start + size)}, regions)
 
     def first_block(
         self, tensors: list[OutputTensor], metadata: Mapping[str, Any]
@@ -106,13 +114,25 @@ class GgufExporter(Exporter):
         """A model of one transformer block, cut from this one."""
         return first_block(tensors, metadata)
 
-    def read_back(self, stream: BinaryIO) -> Layout:
+    def parameters(
+        self, tensors: Mapping[str, LazyTensor], metadata: Mapping[str, Any], wanted: Iterable[str]
+    ) -> Mapping[str, LazyTensor]:
+        """Parameters of transformers' model, by the table of architectures.
+
+        Raises:
+            ArchitectureError: no entry for this architecture, or tensors missing or surplus.
+        """
+        del wanted
+        untyped = {key: plain(value) for key, value in metadata.items()}
+        return to_hugging_face(Checkpoint(Path(), "gguf", tensors, (), metadata=untyped))[1]
+
+    def read_back(self, path: Path) -> Layout:
         """Parse a written file's header again, with the reader for files from anywhere.
 
         Raises:
             VerificationError: it doesn't read back.
         """
-        return read_layout(Path(stream.name))
+        return read_layout(path)
 
 
 def _output(name: str, tensor: LazyTensor, plain: str) -> OutputTensor:

@@ -1,0 +1,65 @@
+// Python's view of the kernels: arrays are checked here, once, and kernels trust them.
+#include <cstdlib>
+#include <string>
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
+#include "kernels/visit_codes.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+template <typename T, std::size_t Rank>
+using Array = nb::ndarray<T, nb::ndim<Rank>, nb::c_contig, nb::device::cpu>;
+
+struct Isa {
+    std::string name;
+    fewbits::VisitCodes visit_codes;
+};
+
+// The widest instruction set that this processor has, or a lower one that FEWBITS_ISA names.
+Isa choose() {
+    const char* asked = std::getenv("FEWBITS_ISA");
+    const std::string limit = asked ? asked : "";
+#ifdef FEWBITS_X86
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl");
+    if (avx512 && (limit.empty() || limit == "avx512")) return {"avx512", fewbits::avx512::visit_codes};
+    if (avx2 && limit != "portable") return {"avx2", fewbits::avx2::visit_codes};
+#endif
+    return {"portable", fewbits::portable::visit_codes};
+}
+
+const Isa& isa() {
+    static const Isa chosen = choose();
+    return chosen;
+}
+
+std::size_t visit_codes(Array<float, 2> values, Array<std::uint8_t, 2> ranks, Array<const float, 3> grids,
+                        Array<float, 2> gradient, Array<const float, 2> outputs, Array<const float, 2> hessian,
+                        Array<float, 2> response) {
+    const std::size_t rows = values.shape(0), columns = values.shape(1), groups = grids.shape(1);
+    const auto same = [&](const auto& a) { return a.shape(0) == rows && a.shape(1) == columns; };
+    if (!same(ranks) || !same(gradient) || !same(response) || grids.shape(0) != rows || groups == 0 ||
+        columns % groups != 0 || outputs.shape(0) != rows || outputs.shape(1) != rows ||
+        hessian.shape(0) != columns || hessian.shape(1) != columns || grids.shape(2) == 0)
+        throw nb::value_error("the shapes of the arrays don't fit together");
+    const fewbits::Codes codes{rows, columns, columns / groups, grids.shape(2), values.data(), ranks.data(),
+                               grids.data(), gradient.data(), outputs.data(), hessian.data(), response.data()};
+    nb::gil_scoped_release release;
+    return isa().visit_codes(codes);
+}
+
+}  // namespace
+
+NB_MODULE(_native, module) {
+    module.doc() = "Kernels of fewbits in C++.";
+    module.def("isa", [] { return isa().name; }, "The instruction set in use: portable, avx2 or avx512.");
+    module.def("visit_codes", &visit_codes, nb::arg("values"), nb::arg("ranks"), nb::arg("grids"),
+               nb::arg("gradient"), nb::arg("outputs"), nb::arg("hessian"), nb::arg("response"),
+               "See fewbits.algorithms.joint_descent.visit_codes, the specification.");
+}

@@ -1,0 +1,1 @@
+"""Writing Hugging Face directories in compressed-tensors' formats, which vLLM, SGLang and transformers load."""

@@ -1,0 +1,70 @@
+"""What Hugging Face's tensor names say: which weights are linear layers, and which of them runtimes fuse.
+
+Rules by name, as data, so that they serve models that no table knows. Sources: the names of transformers' models;
+vLLM's `packed_modules_mapping` of its models and its fused experts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+_BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.(.+)\.weight")
+# Parts of a model that aren't its decoder; runtimes keep them in floating point.
+_OTHER_TOWERS = re.compile(
+    r"(?:^|\.)(?:vision\w*|visual\w*|audio\w*|image\w*|speech\w*|encoder|multi_modal\w*|mtp)(?:\.|$)"
+)
+# Modules within a block whose weight is a matrix and no linear layer, or one that decides rather than computes.
+_NOT_LINEAR = re.compile(
+    r"(?:^|\.)(?:\w*norm\w*|\w*embed\w*|gate|wg|router|shared_expert_gate|conv\w*|rel_pos\w*"
+    r"|relative_attention_bias|altup)(?:\.|$)"
+)
+_EMBEDDINGS = re.compile(r"(?:^|\.)(?:embed_tokens\w*|wte|tok_embeddings|embed_in)\.weight$")
+_HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.weight$")
+
+# Models whose weights lie transposed (transformers' Conv1D), which these runtimes don't read packed.
+TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+
+# Runtimes compute these as one matrix, or (experts) in one kernel, so they share a format: (pattern, what the
+# pattern's group is called).
+_FUSED = (
+    (re.compile(r"(.+\.experts)\.\d+\..+"), "all"),
+    (re.compile(r"(.+)\.(?:q_proj|k_proj|v_proj)\.weight"), "qkv"),
+    (re.compile(r"(.+)\.(?:gate_proj|up_proj)\.weight"), "gate_up"),
+    (re.compile(r"(.+)\.(?:w1|w3)\.weight"), "gate_up"),
+    (re.compile(r"(.+)\.(?:q_a_proj|kv_a_proj_with_mqa)\.weight"), "qkv_a"),
+)
+
+
+def is_linear(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is the weight of a linear layer of a decoder block."""
+    found = _BLOCK.search(name)
+    if len(shape) != 2 or found is None or _OTHER_TOWERS.search(name):
+        return False
+    return not _NOT_LINEAR.search(found[2])
+
+
+def role_of(name: str, shape: tuple[int, ...]) -> str:
+    """``embedding``, ``head``, ``linear`` or ``other``."""
+    if _EMBEDDINGS.search(name):
+        return "embedding"
+    if _HEAD.search(name):
+        return "head"
+    return "linear" if is_linear(name, shape) else "other"
+
+
+def block_of(name: str) -> int | None:
+    """Index of the decoder block in the name."""
+    found = re.search(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.", name)
+    return None if found is None or _OTHER_TOWERS.search(name) else int(found[1])
+
+
+def fused(names: Iterable[str]) -> list[list[str]]:
+    """Groups of two or more of these tensors that a runtime computes together."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        for pattern, kind in _FUSED:
+            if match := pattern.fullmatch(name):
+                groups.setdefault((match[1], kind), []).append(name)
+                break
+    return [members for members in groups.values() if len(members) > 1]

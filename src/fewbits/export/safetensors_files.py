@@ -1,0 +1,136 @@
+"""The bytes of safetensors files around their tensors, one file or several with an index.
+
+    header length u64 · header JSON, padded with spaces to a multiple of 8 · data, without gaps
+
+There may be no gaps, and readers view data in place, so wider numbers go first: every array is aligned to its dtype.
+Names of the files and of the index are those of transformers. Source: the format's description in the safetensors
+repository.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from fewbits.checkpoint.dtypes import STORAGE
+from fewbits.checkpoint.safetensors import read_safetensors_header
+from fewbits.export.exporter import Layout, OutputFile, Region
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+# Larger models are cut into files of at most this many bytes of tensors, which every file system takes.
+SHARD_BYTES = 5_000_000_000
+_ALIGNMENT = 8
+
+
+@dataclass(frozen=True)
+class Array:
+    """One array to be placed.
+
+    Attributes:
+        name: in the file.
+        dtype: as safetensors calls it.
+        shape: in NumPy's order.
+        tensor: the container's tensor that it is a part of.
+        part: which part.
+        content: its bytes, if they are known.
+        repeated: see `Region`.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    tensor: str
+    part: str
+    content: bytes | None = None
+    repeated: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Length in bytes."""
+        return prod(self.shape) * STORAGE[self.dtype].itemsize
+
+
+def place_arrays(tensors: Sequence[Sequence[Array]], metadata: Mapping[str, str]) -> Layout:
+    """Files for these tensors, each given as its arrays, which stay together in one file.
+
+    Args:
+        tensors: in the order in which they fill the files.
+        metadata: texts for the first file's header; ``format`` is in all of them.
+    """
+    shards = _shards(tensors, SHARD_BYTES)
+    names = [SINGLE]
+    if len(shards) > 1:
+        names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    files: dict[str, OutputFile] = {}
+    parts: dict[str, dict[str, Region]] = {t[0].tensor: {} for t in tensors}
+    for file, arrays in zip(names, shards, strict=True):
+        about = {"format": "pt", **(metadata if file == names[0] else {})}
+        files[file], regions = _place_in_file(file, arrays, about)
+        for array, region in regions:
+            parts[array.tensor][array.part] = region
+    if len(shards) > 1:
+        files[INDEX] = _index(dict(zip(names, shards, strict=True)))
+    return Layout(files, parts)
+
+
+def _shards(tensors: Sequence[Sequence[Array]], limit: int) -> list[list[Array]]:
+    """Arrays by file: at most `limit` bytes of tensors each, unless one tensor has more."""
+    shards: list[list[Array]] = [[]]
+    filled = 0
+    for arrays in tensors:
+        nbytes = sum(array.nbytes for array in arrays)
+        if filled and filled + nbytes > limit:
+            shards.append([])
+            filled = 0
+        shards[-1] += arrays
+        filled += nbytes
+    return shards
+
+
+def _place_in_file(
+    file: str, arrays: Sequence[Array], metadata: Mapping[str, str]
+) -> tuple[OutputFile, list[tuple[Array, Region]]]:
+    placed: list[tuple[Array, int]] = []
+    offset = 0
+    for array in sorted(arrays, key=lambda a: -STORAGE[a.dtype].itemsize):  # stable: otherwise as given
+        placed.append((array, offset))
+        offset += array.nbytes
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    for array, start in placed:
+        offsets = [start, start + array.nbytes]
+        entries[array.name] = {"dtype": array.dtype, "shape": list(array.shape), "data_offsets": offsets}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text = text.ljust(-(-len(text) // _ALIGNMENT) * _ALIGNMENT)
+    header = len(text).to_bytes(8, "little") + text
+    regions = [
+        (array, Region(len(header) + start, array.nbytes, file, array.content, array.repeated))
+        for array, start in placed
+    ]
+    return OutputFile(header, len(header) + offset), regions
+
+
+def _index(shards: Mapping[str, Sequence[Array]]) -> OutputFile:
+    weight_map = {array.name: file for file, arrays in shards.items() for array in arrays}
+    total = sum(array.nbytes for arrays in shards.values() for array in arrays)
+    data = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    text = (json.dumps(data, indent=2) + "\n").encode()
+    return OutputFile(text, len(text))
+
+
+def read_placed(folder: Path, name: str) -> tuple[OutputFile, dict[str, Region]]:
+    """Header of a written file, and where each of its arrays lies, by name.
+
+    Raises:
+        CheckpointError: it doesn't read back as a safetensors file.
+    """
+    path = folder / name
+    tensors = read_safetensors_header(path).tensors
+    size = path.stat().st_size
+    start = min((t.offset for t in tensors.values()), default=size)
+    with path.open("rb") as file:
+        header = file.read(start)
+    return OutputFile(header, size), {t.name: Region(t.offset, t.nbytes, name) for t in tensors.values()}

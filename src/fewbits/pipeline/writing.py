@@ -1,0 +1,61 @@
+"""Putting the finished bytes of tensors where the layout wants them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+
+from fewbits.export.exporter import Layout, Region
+from fewbits.pipeline.journal import Journal
+from fewbits.pipeline.tensors import Chunk
+
+
+class TensorWriter:
+    """Writes the chunks of one tensor after another, each part at its own place, and notes what is finished."""
+
+    def __init__(self, layout: Layout, journal: Journal) -> None:
+        self._layout = layout
+        self._journal = journal
+        self._parts: Mapping[str, Region] = {}
+        self._done: dict[str, int] = {}  # bytes written of each part
+        self._checksums: dict[str, int] = {}
+        self._undone = False
+
+    def headers(self) -> None:
+        """Write everything that isn't a tensor."""
+        for name, file in self._layout.files.items():
+            self._journal.write(file.header, 0, name)
+
+    def write(self, chunk: Chunk, kept: bool) -> None:
+        """Write a chunk; `kept` says whether the plan's algorithm was kept for it.
+
+        Raises:
+            OutputError: the disk is full or fails.
+        """
+        if not self._parts:
+            self._begin(chunk.tensor.name)
+        for name, data in chunk.parts.items():
+            if not (self._parts[name].repeated and self._done[name]):
+                self._put(name, data.data)
+        self._undone |= not kept
+        if chunk.last:
+            checksums = tuple(self._checksums[name] for name in self._parts)
+            self._journal.finish(chunk.tensor.name, checksums, undone=self._undone)
+            self._parts = {}
+
+    def _begin(self, name: str) -> None:
+        self._parts = self._layout.parts[name]
+        self._done = dict.fromkeys(self._parts, 0)
+        self._checksums = dict.fromkeys(self._parts, 0)
+        self._undone = False
+        for part, region in self._parts.items():
+            if region.content is not None:
+                self._put(part, memoryview(region.content))
+
+    def _put(self, name: str, data: memoryview) -> None:
+        region, done = self._parts[name], self._done[name]
+        if done + len(data) > region.nbytes:
+            raise AssertionError(f"{name}: {done + len(data)} bytes for a region of {region.nbytes}")
+        self._journal.write(data, region.offset + done, region.file)
+        self._done[name] = done + len(data)
+        self._checksums[name] = zlib.crc32(data, self._checksums[name])
