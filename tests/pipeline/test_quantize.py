@@ -323,6 +323,23 @@ def test_numbers_that_are_not_the_sources_are_found(tiny_llama, tmp_path, monkey
     assert not (tmp_path / "out.gguf").exists()
 
 
+def killed_midway(command, output, kill):
+    """The process and what it said, killed with some tensors finished; on a busy machine that may take attempts."""
+    for _ in range(20):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if journal_path(output).exists() and journal_path(output).read_bytes().count(b"\n") > 3:
+                process.send_signal(kill)
+                break
+            time.sleep(0.002)
+        message = process.communicate()[1]
+        if not output.exists():
+            return process, message
+        output.unlink()
+    raise AssertionError("always finished before it could be killed")
+
+
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_process_is_resumed_by_the_same_command(tiny_llama, tmp_path, kill):
     fewbits.quantize(tiny_llama, tmp_path / "alone.gguf", format="Q2_K")
@@ -339,15 +356,7 @@ def test_a_killed_process_is_resumed_by_the_same_command(tiny_llama, tmp_path, k
         "--threads",
         "1",
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
-        if journal_path(output).exists() and journal_path(output).read_bytes().count(b"\n") > 3:
-            process.send_signal(kill)
-            break
-        time.sleep(0.002)
-    message = process.communicate()[1]
-    assert not output.exists(), "finished before it could be killed"
+    process, message = killed_midway(command, output, kill)
     if kill == signal.SIGINT:
         assert process.returncode == 130
         assert "same command goes on" in message
