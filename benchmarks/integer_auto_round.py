@@ -10,22 +10,15 @@ tensors that AutoRound writes. Its recipes are numbers of steps: light 50 with -
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import numpy as np
+
+from peer_arguments import peer_arguments
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("tokens", type=Path)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--bits", type=int, required=True)
-    parser.add_argument("--group", type=int, default=64)
+    parser = peer_arguments(__doc__)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--lr", type=float, help="default: AutoRound's own, by bits and steps")
-    parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
 
     import torch

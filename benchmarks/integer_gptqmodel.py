@@ -10,24 +10,18 @@ On two cores it needs GPTQMODEL_CPU_WORKERS=2, or it refuses to build its pool o
 
 from __future__ import annotations
 
-import argparse
 import os
-from pathlib import Path
 
 import numpy as np
 
+from peer_arguments import peer_arguments
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("tokens", type=Path)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--bits", type=int, required=True)
-    parser.add_argument("--group", type=int, default=64)
+    parser = peer_arguments(__doc__)
     parser.add_argument(
         "--mse", type=float, default=0.0, help="exponent of the search of scales; 0: no search"
     )
-    parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(arguments.threads))
 

@@ -1,24 +1,15 @@
 // Python's view of the kernels: arrays are checked here, once, and kernels trust them.
 #include <cstdlib>
-#include <string>
 
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 
-#include "kernels/visit_codes.h"
+#include "isa.h"
 
 namespace nb = nanobind;
 
+namespace fewbits {
+
 namespace {
-
-template <typename T, std::size_t Rank>
-using Array = nb::ndarray<T, nb::ndim<Rank>, nb::c_contig, nb::device::cpu>;
-
-struct Isa {
-    std::string name;
-    fewbits::VisitCodes visit_codes;
-};
 
 // The widest instruction set that this processor has, or a lower one that FEWBITS_ISA names.
 Isa choose() {
@@ -26,17 +17,14 @@ Isa choose() {
     const std::string limit = asked ? asked : "";
 #ifdef FEWBITS_X86
     __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2");
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl");
-    if (avx512 && (limit.empty() || limit == "avx512")) return {"avx512", fewbits::avx512::visit_codes};
-    if (avx2 && limit != "portable") return {"avx2", fewbits::avx2::visit_codes};
+    const bool with_avx2 = __builtin_cpu_supports("avx2");
+    const bool with_avx512 = with_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+    if (with_avx512 && (limit.empty() || limit == "avx512"))
+        return {"avx512", avx512::visit_codes, avx512::searches, avx512::columns};
+    if (with_avx2 && limit != "portable") return {"avx2", avx2::visit_codes, avx2::searches, avx2::columns};
 #endif
-    return {"portable", fewbits::portable::visit_codes};
-}
-
-const Isa& isa() {
-    static const Isa chosen = choose();
-    return chosen;
+    return {"portable", portable::visit_codes, portable::searches, portable::columns};
 }
 
 std::size_t visit_codes(Array<float, 2> values, Array<std::uint8_t, 2> ranks, Array<const float, 3> grids,
@@ -48,18 +36,27 @@ std::size_t visit_codes(Array<float, 2> values, Array<std::uint8_t, 2> ranks, Ar
         columns % groups != 0 || outputs.shape(0) != rows || outputs.shape(1) != rows ||
         hessian.shape(0) != columns || hessian.shape(1) != columns || grids.shape(2) == 0)
         throw nb::value_error("the shapes of the arrays don't fit together");
-    const fewbits::Codes codes{rows, columns, columns / groups, grids.shape(2), values.data(), ranks.data(),
-                               grids.data(), gradient.data(), outputs.data(), hessian.data(), response.data()};
+    const Codes codes{rows, columns, columns / groups, grids.shape(2), values.data(), ranks.data(),
+                      grids.data(), gradient.data(), outputs.data(), hessian.data(), response.data()};
     nb::gil_scoped_release release;
     return isa().visit_codes(codes);
 }
 
 }  // namespace
 
+const Isa& isa() {
+    static const Isa chosen = choose();
+    return chosen;
+}
+
+}  // namespace fewbits
+
 NB_MODULE(_native, module) {
     module.doc() = "Kernels of fewbits in C++.";
-    module.def("isa", [] { return isa().name; }, "The instruction set in use: portable, avx2 or avx512.");
-    module.def("visit_codes", &visit_codes, nb::arg("values"), nb::arg("ranks"), nb::arg("grids"),
+    module.def("isa", [] { return fewbits::isa().name; }, "The instruction set in use: portable, avx2 or avx512.");
+    module.def("visit_codes", &fewbits::visit_codes, nb::arg("values"), nb::arg("ranks"), nb::arg("grids"),
                nb::arg("gradient"), nb::arg("outputs"), nb::arg("hessian"), nb::arg("response"),
                "See fewbits.algorithms.joint_descent.visit_codes, the specification.");
+    fewbits::bind_columns(module);
+    fewbits::bind_searches(module);
 }

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewbits.errors import EvaluationError
-from fewbits.evaluation.comparison import torch_threads
 from fewbits.evaluation.memory import available_memory, require_memory
 from fewbits.language_model.packages import require_models_extra
+from fewbits.language_model.threads import torch_threads
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor

@@ -1,10 +1,12 @@
 """Algorithms by name."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from layers import correlated_map
 
-from fewbits.algorithms import rtn
+from fewbits.algorithms import gptq, rtn, signround
 from fewbits.algorithms.held_out import held_out_loss
 from fewbits.algorithms.registry import algorithm_names, get_algorithm, needs_statistics
 from fewbits.errors import PlanError
@@ -63,6 +65,25 @@ def test_without_statistics_rows_are_independent(name):
     pieces = [get_algorithm(name).quantize(weight[r : r + 5], fmt).pack()["data"] for r in range(0, 24, 5)]
 
     assert np.array_equal(np.concatenate(pieces), whole)
+
+
+@pytest.mark.parametrize(
+    "quantize",
+    [partial(gptq.quantize, renewals=1), partial(signround.quantize, iterations=30)],
+    ids=["gptq", "signround"],
+)
+@pytest.mark.parametrize("name", ["Q5_1", "Q6_K", "INT4_G64", "FP8_E4M3_TENSOR"])
+def test_deterministic_and_packs(quantize, name):
+    weight, statistics = correlated_map(rows=33, columns=512)
+    fmt = get_format(name).prepare([weight])
+
+    first, second = (quantize(weight, fmt, statistics) for _ in range(2))
+
+    for part, data in first.pack().items():
+        assert np.array_equal(data, second.pack()[part])
+    codes, params = fmt.unpack(first.pack(), first.shape)
+    block = fmt.block_of(512)
+    assert np.array_equal(fmt.decode(codes.reshape(-1, block), params).reshape(33, 512), first.dequantize())
 
 
 def test_efforts():

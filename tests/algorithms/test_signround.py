@@ -147,20 +147,6 @@ def test_independent_rows_are_the_same_as_a_diagonal():
     assert loss_of_rows(weight, one, hessian).sum() <= 1.001 * loss_of_rows(weight, other, hessian).sum()
 
 
-@pytest.mark.parametrize("name", ["Q5_1", "Q6_K", "INT4_G64", "FP8_E4M3_TENSOR"])
-def test_deterministic_and_packs(name):
-    weight, statistics = correlated_map(rows=33, columns=512)
-    fmt = get_format(name).prepare([weight])
-
-    first, second = (signround.quantize(weight, fmt, statistics, iterations=30) for _ in range(2))
-
-    for part, data in first.pack().items():
-        assert np.array_equal(data, second.pack()[part])
-    codes, params = fmt.unpack(first.pack(), first.shape)
-    block = fmt.block_of(512)
-    assert np.array_equal(fmt.decode(codes.reshape(-1, block), params).reshape(33, 512), first.dequantize())
-
-
 def test_pieces_agree(monkeypatch):
     weight, statistics = correlated_map(rows=80)
     hessian = hessian_of(statistics)

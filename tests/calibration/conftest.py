@@ -13,7 +13,7 @@ from fewbits.calibration.text import CalibrationTokens
 LENGTH = 32
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _one_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(1)

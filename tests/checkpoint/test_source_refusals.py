@@ -256,11 +256,9 @@ PACKED = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
     [
         {"quant_method": "gptq", "bits": 4},
         {"quant_method": "awq"},
-        {"quant_method": "bitsandbytes", "load_in_4bit": True},
         {"quant_method": "mxfp4"},
         PACKED,
         {**PACKED, "format": "mixed-precision", "config_groups": {"g": {"format": "float-quantized"}}},
-        {"quant_method": "modelopt", "quant_algo": "NVFP4"},
     ],
 )
 def test_models_quantized_for_another_runtime(quantization, tmp_path):

@@ -16,7 +16,7 @@ from fewbits.checkpoint.source import open_checkpoint, open_stored
 from fewbits.errors import ArchitectureError, FormatError, PlanError
 from fewbits.evaluation.activations import TOKEN_ROUNDING
 from fewbits.evaluation.language_model import load_language_model
-from fewbits.export.compressed_tensors.naming_rules import fused, is_linear, role_of
+from fewbits.export.hugging_face.naming_rules import fused, is_linear, role_of
 from fewbits.export.registry import get_exporter
 from fewbits.formats import get_format
 from fewbits.formats.compressed_tensors import SCHEMES, scheme_described_by
@@ -275,7 +275,7 @@ def test_a_gguf_source_gives_the_same_weights_and_tokens(made, tiny_llama, tmp_p
 
 
 def test_the_tokens_around_a_text_survive_the_way_through_gguf(tiny_llama, tmp_path):
-    from fewbits.export.compressed_tensors.from_gguf import tokenizer_files
+    from fewbits.export.hugging_face.from_gguf import tokenizer_files
 
     fewbits.quantize(tiny_llama, tmp_path / "source.gguf", format="BF16")
     source = open_checkpoint(tmp_path / "source.gguf")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from compressed_tensors_oracle import arguments, decompress, plain, to_torch
 from fewbits.errors import FormatError
 from fewbits.formats.bit_packing import pack_words, unpack_words
-from fewbits.formats.integer import IntegerFormat, IntegerParams
+from fewbits.formats.integer import IntegerFormat
+from fewbits.formats.integer_grid import IntegerParams
 from fewbits.formats.minifloat import bfloat16_bits, bfloat16_values, round_bfloat16
 from fewbits.formats.registry import get_format
 from format_properties import (

@@ -119,22 +119,14 @@ def test_nothing_is_calibrated_for_a_plan_that_needs_no_statistics(tiny_llama, t
 
 
 @pytest.mark.parametrize(("name", "gain"), [("imatrix", 1.0), ("signround", 0.7)])
-def test_calibrated_algorithms(calibrated, tiny_llama, sample_text, tmp_path, name, gain):
-    fewbits.quantize(tiny_llama, tmp_path / "out.gguf", format="Q3_K", algorithm=name, **calibrated)
+def test_calibrated_algorithms(calibrated, tiny_llama, kl, tmp_path, name, gain):
+    options = {"format": "Q3_K", "algorithm": name, "fold": False, **calibrated}
+    fewbits.quantize(tiny_llama, tmp_path / "out.gguf", **options)
     fewbits.quantize(tiny_llama, tmp_path / "fast.gguf", format="Q3_K")
 
     # Where an algorithm loses on held-out text it is undone, and the plan still names it.
     assert set(algorithms(tmp_path / "out.gguf").values()) == {name, "none"}
-    words = sample_text.read_text(encoding="utf-8").split(" ")
-    order = np.random.default_rng(1).permutation(len(words))
-    unseen = tmp_path / "unseen.txt"
-    unseen.write_text(" ".join(words[i] for i in order), encoding="utf-8")
-    losses = [
-        fewbits.evaluate(
-            tmp_path / f, tiny_llama, text=unseen, context=128, chunks=6, activations="float"
-        ).kl_mean
-        for f in ("out.gguf", "fast.gguf")
-    ]
+    losses = [kl(tmp_path / f, tiny_llama) for f in ("out.gguf", "fast.gguf")]
     assert losses[0] < gain * losses[1]
 
 

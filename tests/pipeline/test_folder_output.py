@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from interruption import Killed, interrupted, leftovers
 
 import fewbits
 from fewbits.checkpoint.source import open_checkpoint, open_stored
 from fewbits.errors import CheckpointError, OutputError, ResumeError, VerificationError
-from fewbits.export import safetensors_files
+from fewbits.export.hugging_face import safetensors_files
 from fewbits.pipeline import verify
 from fewbits.pipeline.journal import Journal, journal_path, part_path, replaced_path
 
@@ -35,30 +36,9 @@ def digest(folder):
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def leftovers(folder):
-    return sorted(p.name for p in folder.iterdir() if "fewbits" in p.name)
-
-
-class Killed(Exception):
-    pass
-
-
-def interrupted(monkeypatch, after):
-    finish = Journal.finish
-
-    def dying(self, name, checksums, **options):
-        finish(self, name, checksums, **options)
-        if len(self.finished) == after:
-            raise Killed
-
-    monkeypatch.setattr(Journal, "finish", dying)
-
-
 def left_behind(source, output, monkeypatch, after=9):
-    with monkeypatch.context() as patch:
-        interrupted(patch, after)
-        with pytest.raises(Killed):
-            quantize(source, output)
+    with interrupted(monkeypatch, after):
+        quantize(source, output)
     return output
 
 

@@ -42,7 +42,9 @@ def points(tiny_llama, sample_text):
     return fewbits.frontier(tiny_llama, points=6, calibration=sample_text, threads=2)
 
 
-def test_a_pin_to_a_format_that_no_plan_would_choose_has_a_price(planned, tiny_llama, sample_text, tmp_path):
+def test_a_pin_to_a_format_that_no_plan_would_choose_has_a_price(
+    planned, tiny_llama, sample_text, kl, tmp_path
+):
     beaten, better = (planned(bits=16, pins=[f"*.weight={name}"]) for name in ("Q4_0", "IQ4_NL"))
     assert {c.format for n, c in beaten.tensors.items() if "norm" not in n} == {"Q4_0"}
     assert beaten.predicted_kl > 1.05 * better.predicted_kl
@@ -50,20 +52,15 @@ def test_a_pin_to_a_format_that_no_plan_would_choose_has_a_price(planned, tiny_l
     (tmp_path / "plan.json").write_text(beaten.to_json())
     options = {"plan": tmp_path / "plan.json", "effort": "balanced", "calibration": sample_text}
     fewbits.quantize(tiny_llama, tmp_path / "out.gguf", threads=2, **options)
-    text = tmp_path / "unseen.txt"
-    words = sample_text.read_text(encoding="utf-8").split(" ")
-    text.write_text(" ".join(np.random.default_rng(1).permutation(words)), encoding="utf-8")
-    measured = fewbits.evaluate(
-        tmp_path / "out.gguf", tiny_llama, text=text, context=128, chunks=6, activations="float"
-    )
-    assert 0.5 * measured.kl_mean < beaten.predicted_kl < 2 * measured.kl_mean
+    measured = kl(tmp_path / "out.gguf", tiny_llama)
+    assert 0.5 * measured < beaten.predicted_kl < 2 * measured
 
 
 def test_pins_to_floating_point_have_prices(planned):
     pins = {name: ["*ffn*=Q8_0", f"*attn*={name}", f"token_embd={name}"] for name in ("F32", "BF16", "F16")}
     found = {name: planned(bits=32, pins=pins[name]).predicted_kl for name in pins}
-    # The source is bfloat16; F16 loses what is too small for it.
-    assert found["F32"] == found["BF16"] <= found["F16"] < 1.05 * found["F32"]
+    # The source is bfloat16, but its rescaled columns aren't; of the two F16 has more digits for them.
+    assert found["F32"] < found["F16"] < found["BF16"] < 1.1 * found["F32"]
 
 
 def test_a_pin_to_what_can_t_be_is_refused_with_what_can(planned):

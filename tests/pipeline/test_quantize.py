@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from interruption import interrupted, leftovers
 
 import fewbits
 from fewbits.checkpoint.source import open_checkpoint
@@ -20,10 +21,6 @@ from fewbits.pipeline.journal import Journal, journal_path, part_path
 
 def digest(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def leftovers(folder):
-    return sorted(p.name for p in folder.iterdir() if "fewbits" in p.name)
 
 
 def test_every_tensor_has_the_format_asked_for_and_is_near_its_source(tiny_llama, tmp_path):
@@ -205,29 +202,11 @@ def test_weights_that_are_not_finite_are_named_and_counted(tiny_llama, tmp_path,
     assert sorted(p.name for p in tmp_path.iterdir()) == ["broken"]
 
 
-class Killed(Exception):
-    pass
-
-
-def interrupted(monkeypatch, after):
-    """Make the run die when `after` tensors are finished, as a killed process would."""
-    finish = Journal.finish
-
-    def dying(self, name, checksums, **options):
-        finish(self, name, checksums, **options)
-        if len(self.finished) == after:
-            raise Killed
-
-    monkeypatch.setattr(Journal, "finish", dying)
-
-
 @pytest.mark.parametrize("after", [1, 9, 29])
 def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(tiny_llama, tmp_path, monkeypatch, after):
     fewbits.quantize(tiny_llama, tmp_path / "alone.gguf", format="Q4_0")
-    with monkeypatch.context() as patch:
-        interrupted(patch, after)
-        with pytest.raises(Killed):
-            fewbits.quantize(tiny_llama, tmp_path / "out.gguf", format="Q4_0")
+    with interrupted(monkeypatch, after):
+        fewbits.quantize(tiny_llama, tmp_path / "out.gguf", format="Q4_0")
     assert not (tmp_path / "out.gguf").exists()
 
     result = fewbits.quantize(tiny_llama, tmp_path / "out.gguf", format="Q4_0")
@@ -238,10 +217,8 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(tiny_llama, tmp_p
 
 
 def left_behind(tiny_llama, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        interrupted(patch, 9)
-        with pytest.raises(Killed):
-            fewbits.quantize(tiny_llama, tmp_path / "out.gguf", format="Q4_0")
+    with interrupted(monkeypatch, 9):
+        fewbits.quantize(tiny_llama, tmp_path / "out.gguf", format="Q4_0")
     return tmp_path / "out.gguf"
 
 

@@ -20,6 +20,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from fewbits.algorithms.columns import LARGEST_ERROR as LARGEST_ERROR
+from fewbits.algorithms.columns import PANEL, move_panel
+from fewbits.algorithms.least_squares import least_squares
 from fewbits.formats import Format, QTensor
 from fewbits.formats.format import Codes, Floats, LinearPart, Params
 
@@ -30,12 +33,6 @@ Renewal: TypeAlias = Callable[[Floats, Floats], tuple[Codes, Any]]
 # Rows that go through together: per column and NumPy call 16 kB, so that fixed costs are small and a block
 # of 32 columns with its gradient stays in a core's level 2 cache.
 ROWS = 4096
-
-# Beyond this an error is passed on as if it were this large, so that sums of errors stay finite.
-LARGEST_ERROR = np.float32(1e18)
-
-# Columns after which what was moved is carried over by one matrix product instead of one at a time.
-PANEL = 32
 
 
 def descend(
@@ -143,7 +140,8 @@ class _Block:
         codes = self.codes[columns].T
         terms = [np.ascontiguousarray(term.T) for term in part.terms(codes, self.params)]
         hessian, gradient = self.hessian[columns, columns], self.gradient[columns]
-        steps = _least_squares(terms, hessian, gradient)
+        responses = [hessian @ term for term in terms]
+        steps = least_squares(terms, responses, gradient, _dot, singular=1e-5)
         moved = tuple(old + step for old, step in zip(part.coefficients(self.params), steps, strict=True))
         params = part.replace(self.params, moved)
         first = columns.indices(len(self.codes))[0]
@@ -173,49 +171,19 @@ class _Block:
 
     def move_codes(self) -> None:
         """Visit the columns in order; `gradient` is not kept up to date."""
-        moved = np.zeros_like(self.values)
-        inverse = 1 / np.diagonal(self.hessian)
+        moved = np.empty_like(self.values)
+        places = np.arange(len(self.values), dtype=np.int32)
         for start in range(0, len(self.values), PANEL):
             panel = slice(start, start + PANEL)
             if start:
                 self.gradient[panel] -= self.hessian[panel, :start] @ moved[:start]
-            for column in range(len(self.values))[panel]:
-                gradient = self.gradient[column] - self.hessian[column, start:column] @ moved[start:column]
-                self._move_column(column, gradient * inverse[column], moved[column])
-
-    def _move_column(self, column: int, pull: Floats, moved: Floats) -> None:
-        """Round a column at its value plus `pull` [R]; what it moves by goes to `moved` [R]."""
-        wanted = self.values[column] + pull
-        codes = self.format.round(wanted[:, None], self.params, column)
-        values = self.format.decode(codes, self.params, column)[:, 0]
-        better = np.abs(values - wanted) < np.abs(pull)
-        np.copyto(self.codes[column], codes[:, 0], where=better)
-        np.subtract(values, self.values[column], out=moved, where=better)
-        np.copyto(self.values[column], values, where=better)
+            state = self.gradient[panel], self.values[panel], self.codes[panel], moved[panel]
+            move_panel(self.format, self.params, places[panel], *state, self.hessian[panel, panel])
 
 
 def _dot(left: Floats, right: Floats) -> Floats:
     product: Floats = np.einsum("br,br->r", left, right)
     return product
-
-
-def _least_squares(terms: list[Floats], hessian: Floats, gradient: Floats) -> list[Floats]:
-    """Steps of one or two coefficients, float32 [R] each, that minimise the loss; 0 where undetermined."""
-    responses = [hessian @ term for term in terms]
-    a, u = _dot(terms[0], responses[0]), _dot(terms[0], gradient)
-    alone = np.divide(u, a, out=np.zeros_like(u), where=a > 0)
-    if len(terms) == 1:
-        return [_finite(alone)]
-    b, c, v = _dot(terms[0], responses[1]), _dot(terms[1], responses[1]), _dot(terms[1], gradient)
-    determinant = a * c - b * b
-    regular = determinant > np.float32(1e-5) * a * c
-    inverse = np.divide(np.float32(1), determinant, out=np.zeros_like(u), where=regular)
-    first = np.where(regular, (c * u - b * v) * inverse, alone)
-    return [_finite(first), _finite((a * v - b * u) * inverse)]
-
-
-def _finite(steps: Floats) -> Floats:
-    return np.where(np.isfinite(steps), steps, np.float32(0))
 
 
 def chosen(better: npt.NDArray[np.bool_], yes: Any, no: Any) -> Any:

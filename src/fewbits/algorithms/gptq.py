@@ -30,7 +30,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fewbits.algorithms.coordinate_descent import LARGEST_ERROR, PANEL, ROWS, descend, interleaved
+from fewbits.algorithms.columns import PANEL, Places, round_panel
+from fewbits.algorithms.coordinate_descent import ROWS, descend, interleaved
 from fewbits.algorithms.joint_descent import descend_jointly
 from fewbits.calibration.statistics import Statistics, joint_loss
 from fewbits.errors import FewbitsError
@@ -138,14 +139,18 @@ def regularised(second_moment: Floats, shrink: float, damp: float) -> Floats:
 LEAST_DAMP = 1e-6
 
 
-def factor(hessian: Floats) -> tuple[Floats, Floats]:
+def factor(hessian: Floats, dtype: type[np.floating[Any]] = np.float64) -> tuple[Floats, Floats]:
     """H = Lᵀ D L with L unit lower triangular; a matrix that isn't positive definite gets more damping.
+
+    Args:
+        hessian: float32 [K, K], symmetric.
+        dtype: what is computed in.
 
     Returns:
         L float32 [K, K] (U of the module's text, transposed: its row j holds what column j hears of the
         errors before it) and D float32 [K], positive.
     """
-    reverse = hessian[::-1, ::-1].astype(np.float64)
+    reverse = hessian[::-1, ::-1].astype(dtype)
     damp = 0.0
     while True:
         try:
@@ -213,7 +218,7 @@ class _Sweep:
             aim: the weights after feedback of earlier blocks; becomes what each column was rounded from.
             error: where target minus decoded goes.
         """
-        local = self.order[start : start + self.block] % self.block
+        local = (self.order[start : start + self.block] % self.block).astype(np.int32)
         feedback = self.feedback[start : start + self.block, start : start + self.block]
         cost = self.cost[start : start + self.block]
         params = self.format.fit(*_in_storage_order(aim, cost, local))
@@ -229,18 +234,12 @@ class _Sweep:
                 index = int(local[first]) // group
                 x, importance = _in_storage_order(aim[panel], cost[panel], local[panel] % group)
                 params = self.format.fit_group(x, params, index, importance)
-            for column in range(self.block)[panel]:
-                if column > first:
-                    aim[column] += feedback[column, first:column] @ error[first:column]
-                at = int(local[column])
-                rounded = self.format.round(aim[column][:, None], params, at)
-                codes[column] = rounded[:, 0]
-                np.subtract(target[column], self.format.decode(rounded, params, at)[:, 0], out=error[column])
-                np.clip(error[column], -LARGEST_ERROR, LARGEST_ERROR, out=error[column])
+            state = aim[panel], target[panel], error[panel], codes[panel]
+            round_panel(self.format, params, local[panel], *state, feedback[panel, panel])
         return codes, params
 
 
-def _in_storage_order(aim: Floats, cost: Floats, local: npt.NDArray[np.intp]) -> tuple[Floats, Floats]:
+def _in_storage_order(aim: Floats, cost: Floats, local: Places) -> tuple[Floats, Floats]:
     """Weights [B, R] -> [R, B] and their costs [B], both in storage order."""
     back = np.argsort(local)
     return np.ascontiguousarray(aim[back].T), cost[back]

@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from fewbits.algorithms import gptq, imatrix
+from fewbits.algorithms import imatrix
 from fewbits.algorithms.algorithm import Choice
 from fewbits.calibration.statistics import MOST_ROWS, Statistics, joint_loss
-from fewbits.formats import Format, QTensor
+from fewbits.formats import QTensor
 from fewbits.formats.format import Floats
-
-
-def best_on_held_out(weight: Floats, fmt: Format[Any], statistics: Statistics) -> Choice:
-    """The better of GPTQ and importance-weighted rounding on held-out tokens.
-
-    Args:
-        weight: float32 [N, K].
-        fmt: prepared for the tensor where it has tensor-wide parameters.
-        statistics: of this map.
-    """
-    return checked(gptq.quantize(weight, fmt, statistics), gptq.NAME, weight, statistics)
 
 
 def checked(result: QTensor, name: str, weight: Floats, statistics: Statistics) -> Choice:

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from fewbits.algorithms.coordinate_descent import chosen
+from fewbits.algorithms.least_squares import least_squares
 from fewbits.formats import Format, QTensor
 from fewbits.formats.format import Codes, Floats, LinearPart
 
@@ -124,29 +125,12 @@ class _Blocks:
         codes = self._last_codes[:, columns]
         first = columns.indices(self.weight.shape[1])[0]
         rest = self.weight[:, columns] - outliers[:, columns] - self.format.decode(codes, params, first)
-        steps = _least_squares(part.terms(codes, params), rest)
+        terms = part.terms(codes, params)
+        steps = least_squares(terms, terms, rest, _dot, singular=1e-9)
         moved = (old + step for old, step in zip(part.coefficients(params), steps, strict=True))
         return part.replace(params, tuple(moved))
-
-
-def _least_squares(terms: tuple[Floats, ...], rest: Floats) -> list[Floats]:
-    """Factors float32 [R] of one or two terms [R, S] that leave the least squares of `rest`; 0 if undetermined."""
-    a, u = _dot(terms[0], terms[0]), _dot(terms[0], rest)
-    alone = np.divide(u, a, out=np.zeros_like(u), where=a > 0)
-    if len(terms) == 1:
-        return [_finite(alone)]
-    b, c, v = _dot(terms[0], terms[1]), _dot(terms[1], terms[1]), _dot(terms[1], rest)
-    determinant = a * c - b * b
-    regular = determinant > 1e-9 * a * c
-    inverse = np.divide(1.0, determinant, out=np.zeros_like(u), where=regular)
-    return [_finite(np.where(regular, (c * u - b * v) * inverse, alone)), _finite((a * v - b * u) * inverse)]
 
 
 def _dot(left: Floats, right: Floats) -> Any:
     """Sums of products over columns in float64, which no float32 overflows: [R, S] -> [R]."""
     return np.multiply(left, right, dtype=np.float64).sum(axis=1)
-
-
-def _finite(steps: Any) -> Floats:
-    within = np.abs(steps) <= np.finfo(np.float32).max
-    return np.where(within, steps, 0).astype(np.float32)

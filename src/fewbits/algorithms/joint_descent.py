@@ -15,17 +15,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fewbits import _native
-from fewbits.algorithms.coordinate_descent import LARGEST_ERROR
+from fewbits.algorithms.columns import LARGEST_ERROR
 from fewbits.formats import Format, QTensor
 from fewbits.formats.format import Codes, Floats, Params
 
 # Rows whose gradient is made by one matrix product; how far they have moved reaches the others afterwards.
 ROWS = 32
-# Values of grids that are made at once: 16 MB.
-_GRID_VALUES = 1 << 22
+# Values of grids that are made at once: 16 MB. So many are kept from sweep to sweep: 64 MB, and as many bytes again.
+_GRID_VALUES, _KEPT_VALUES = 1 << 22, 1 << 24
 
 
 def descend_jointly(
@@ -68,48 +67,57 @@ def _descend(
     codes = start.codes[rows].copy()
     values = fmt.decode(codes.reshape(-1, fmt.block_of(columns)), params).reshape(weight.shape)
     error = np.clip(weight - values, -LARGEST_ERROR, LARGEST_ERROR)
-    step = max(1, min(ROWS, _GRID_VALUES // (columns * len(fmt.codes))))
+    grids = _Grids(fmt, params, (len(weight), columns))
+    parts = _runs(len(weight), max(1, min(ROWS, _GRID_VALUES // (columns * len(fmt.codes)))))
+    ranks = np.concatenate(
+        [_ranks(codes[part] - np.uint8(fmt.codes.start), grids.of(part)[1]) for part in parts]
+    )
     with np.errstate(over="ignore", invalid="ignore"):
         for _ in range(sweeps):
-            for part in _runs(len(weight), step):
-                of_part = params.take(slice(part.start * blocks, part.stop * blocks))
+            for part in parts:
                 pull = (outputs[part] @ error) @ hessian
-                moved = _visit(fmt, of_part, codes[part], values[part], pull, outputs[part, part], hessian)
-                error[part] -= moved
+                before, response = values[part].copy(), np.zeros_like(pull)
+                among, grid = np.ascontiguousarray(outputs[part, part]), grids.of(part)[0]
+                _native.visit_codes(values[part], ranks[part], grid, pull, among, hessian, response)
+                error[part] -= values[part] - before
+    for part in parts:
+        codes[part] = _codes(ranks[part], grids.of(part)[1]) + np.uint8(fmt.codes.start)
     return codes
 
 
-def _visit(
-    fmt: Format[Any],
-    params: Params,
-    codes: Codes,
-    values: Floats,
-    pull: Floats,
-    outputs: Floats,
-    hessian: Floats,
-) -> Floats:
-    """Move the codes and values [R, K] of some rows, in place; by how much: float32 [R, K]."""
-    grids, order = sorted_grids(fmt, params, values.shape)
-    rank_of = np.empty_like(order)
-    np.put_along_axis(
-        rank_of, order, np.broadcast_to(np.arange(order.shape[2], dtype=np.intp), order.shape), 2
-    )
-    grouped = (*order.shape[:2], -1)
-    first = fmt.codes.start
-    found = np.take_along_axis(rank_of, (codes.astype(np.intp) - first).reshape(grouped), 2)
-    ranks: Codes = np.ascontiguousarray(found.reshape(values.shape), dtype=np.uint8)
-    before = values.copy()
-    _native.visit_codes(
-        values, ranks, grids, pull, np.ascontiguousarray(outputs), hessian, np.zeros_like(values)
-    )
-    found = np.take_along_axis(order, ranks.astype(np.intp).reshape(grouped), 2) + first
-    codes[:] = found.reshape(values.shape)
-    return np.subtract(values, before, out=before)
+def _codes(ranks: Codes, order: Codes) -> Codes:
+    """What stands at these positions [R, K] of the grids: uint8 [R, K], less the first code."""
+    grouped = ranks.reshape(*order.shape[:2], -1).astype(np.intp)
+    return np.take_along_axis(order, grouped, 2).reshape(ranks.shape)
 
 
-def sorted_grids(
-    fmt: Format[Any], params: Params, shape: tuple[int, ...]
-) -> tuple[Floats, npt.NDArray[np.intp]]:
+def _ranks(codes: Codes, order: Codes) -> Codes:
+    """The inverse of `_codes`."""
+    place = np.empty_like(order)
+    np.put_along_axis(place, order.astype(np.intp), np.arange(order.shape[2], dtype=np.uint8)[None, None], 2)
+    return _codes(codes, place)
+
+
+class _Grids:
+    """The sorted grids of R rows, made once if they aren't too many."""
+
+    def __init__(self, fmt: Format[Any], params: Params, shape: tuple[int, int]) -> None:
+        self._format, self._params, self._shape = fmt, params, shape
+        groups = shape[1] // (fmt.group or fmt.block_of(shape[1]))
+        few = shape[0] * groups * len(fmt.codes) <= _KEPT_VALUES
+        self._all = sorted_grids(fmt, params, shape) if few else None
+
+    def of(self, rows: slice) -> tuple[Floats, Codes]:
+        """As `sorted_grids` of some rows."""
+        if self._all is not None:
+            return self._all[0][rows], self._all[1][rows]
+        columns = self._shape[1]
+        blocks = columns // self._format.block_of(columns)
+        of_rows = self._params.take(slice(rows.start * blocks, rows.stop * blocks))
+        return sorted_grids(self._format, of_rows, (rows.stop - rows.start, columns))
+
+
+def sorted_grids(fmt: Format[Any], params: Params, shape: tuple[int, ...]) -> tuple[Floats, Codes]:
     """The values that the codes of each group can take, rising, and the code of each less the first code.
 
     Args:
@@ -118,7 +126,7 @@ def sorted_grids(
         shape: R, K.
 
     Returns:
-        float32 and intp [R, K / g, C], where g columns share a grid of C values.
+        float32 and uint8 [R, K / g, C], where g columns share a grid of C values.
     """
     block = fmt.block_of(shape[1])
     group = fmt.group or block
@@ -131,7 +139,7 @@ def sorted_grids(
             grids[:, index, place] = fmt.decode(same, params, column)[:, 0]
     order = np.argsort(grids, axis=2, kind="stable")
     shaped = (shape[0], shape[1] // group, len(fmt.codes))
-    return np.take_along_axis(grids, order, 2).reshape(shaped), order.reshape(shaped)
+    return np.take_along_axis(grids, order, 2).reshape(shaped), order.astype(np.uint8).reshape(shaped)
 
 
 def visit_codes(

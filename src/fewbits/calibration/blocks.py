@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbits.errors import CalibrationError
+from fewbits.language_model.predictions import Decoded
 from fewbits.language_model.skeleton import Skeleton, read_parameter
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -122,7 +123,7 @@ class BlockwiseModel:
         head_name = next(n for n, m in model.named_children() if m is model.get_output_embeddings())
         decoder, head = getattr(model, decoder_name), getattr(model, head_name)
         try:
-            setattr(model, decoder_name, _Decoded(products))
+            setattr(model, decoder_name, Decoded(products))
             setattr(model, head_name, nn.Identity())
             ids = torch.zeros(products.shape[:2], dtype=torch.int64)
             logits: Tensor = model(input_ids=ids, use_cache=False).logits
@@ -180,18 +181,3 @@ class _Stub(nn.Module):
         if self.stop:
             raise _Stopped
         return hidden if self.replacement is None else self.replacement
-
-
-class _Decoded(nn.Module):
-    """Stands where the decoder was and gives what is known already."""
-
-    def __init__(self, hidden: Tensor) -> None:
-        super().__init__()
-        self._hidden = hidden
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The known hidden state."""
-        from transformers.modeling_outputs import MoeModelOutputWithPast
-
-        del args, kwargs
-        return MoeModelOutputWithPast(last_hidden_state=self._hidden)

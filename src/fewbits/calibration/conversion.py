@@ -46,6 +46,7 @@ def save_block(
                 outputs=_outputs(found.outputs),
                 held_out_outputs=_outputs(found.held_out_outputs),
                 peaks={size: (total / training).numpy() for size, total in found.peaks.sums.items()},
+                sample=found.peaks.sample,
             ),
         )
 
@@ -131,6 +132,7 @@ def head_statistics(raw: Mapping[str, Any], training: int, checking: int) -> Sta
             for name, total in raw.items()
             if name.startswith("peaks_")
         },
+        sample=raw["sample"],
     )
 
 
@@ -168,4 +170,5 @@ def tied(head: Statistics, embedding: Statistics) -> Statistics:
         held_out=head.held_out + embedding.held_out,
         tokens=head.tokens,
         peaks=head.peaks,
+        sample=head.sample,
     )

@@ -35,6 +35,8 @@ from fewbits.calibration.conversion import (
     save_block,
     tied,
 )
+from fewbits.calibration.find_folds import block_folds, head_fold
+from fewbits.calibration.fold import Fold
 from fewbits.calibration.head import Head
 from fewbits.calibration.linear_maps import LinearMap, Observation, linear_maps, symmetric
 from fewbits.calibration.store import FORMAT_VERSION, StatisticsStore
@@ -170,6 +172,8 @@ def _head(run: _Run) -> None:
             (gradient,) = torch.autograd.grad(normed, hidden, flat.reshape(normed.shape))
             append(gradient)
         _save_head(boundaries.folder, head)
+    fold = head_fold(model, boundaries.shape[2])
+    run.store.save_folds(model.skeleton.head, [fold.as_data()] if fold else [])
     boundaries.remove("hidden", run.last)
 
 
@@ -189,6 +193,8 @@ def _backward(run: _Run) -> None:
 
 def _gather_block(run: _Run, index: int, append: Callable[[Tensor], None]) -> None:
     model, name = run.model, run.model.names[index]
+    like = [] if index + 1 == run.last else map(Fold.from_data, run.store.folds(model.names[index + 1]))
+    run.store.save_folds(name, [fold.as_data() for fold in block_folds(model, index, like)])
     weights = sum(parameter.nbytes for parameter in model.blocks[index].parameters())
     budget = None if run.memory is None else run.memory - _OVERHEAD - weights
     for number, maps in enumerate(_passes(linear_maps(model.blocks[index], name), budget)):
@@ -226,6 +232,7 @@ def _save_head(folder: Path, head: Head) -> None:
         "held_out": symmetric(sums.held_out).numpy(),
         "rows": sums.rows.numpy(),
         "predicted": head.predicted.numpy(),
+        "sample": sums.peaks.sample,
         **{f"peaks_{size}": total.numpy() for size, total in sums.peaks.sums.items()},
     }
     with (folder / "head.npz").open("wb") as file:

@@ -21,6 +21,8 @@ from fewbits.calibration.linear_maps import Peaks, add_weighted_product
 
 # Logits held at once: 2^24 are 64 MB, and a few such arrays live at a time.
 _LOGITS = 1 << 24
+# Of them as many as are passed over again and again: 2^19 are 2 MB, which a core's own cache holds.
+_CACHED = 1 << 19
 # Rows of two tables of random signs, whose products in pairs are the signs of a token.
 _SIGNS = 64
 
@@ -75,61 +77,71 @@ class Head:
         return torch.cat(pieces)
 
     def _gradient(self, hidden: Tensor, held_out: bool) -> Tensor:
-        p, slope = self._predictions(hidden @ self._weight.T)
-        self._add(hidden, p, slope, held_out)
-        probe = self._probe(p)
-        if slope is not None:
-            probe *= slope
-        return probe @ self._weight
+        """Of tokens whose logits fit in memory; a few at a time where numbers are only passed over."""
+        numbers = hidden @ self._weight.T
+        pairs = torch.randint(_SIGNS, (2, len(hidden)), generator=self._generator)
+        step = max(1, _CACHED // numbers.shape[1])
+        weights = torch.cat(
+            [
+                self._probe(numbers[start : start + step], pairs[:, start : start + step], held_out)
+                for start in range(0, len(hidden), step)
+            ]
+        )
+        sums = self.sums
+        add_weighted_product(sums.held_out if held_out else sums.second_moment, hidden, weights)
+        if not held_out:
+            sums.tokens += len(hidden)
+            sums.peaks.add(hidden, weights)
+        return numbers @ self._weight
 
-    def _probe(self, p: Tensor) -> Tensor:
-        """Random vectors of covariance diag(p) - p pᵀ, float32 [T, V]."""
-        pair = torch.randint(_SIGNS, (2, len(p)), generator=self._generator)
-        probe = p.sqrt().mul_(self._signs[0][pair[0]]).mul_(self._signs[1][pair[1]])
-        # Accumulated in float32, as a matrix product: s · √p.
-        mean = _row_sums(probe).to(p.dtype)
-        return probe.sub_(p * mean[:, None])
+    def _probe(self, products: Tensor, pairs: Tensor, held_out: bool) -> Tensor:
+        """Replace products with the head's rows [T, V] by random vectors of covariance diag(p) - p pᵀ.
+
+        Returns:
+            w_t, float32 [T].
+        """
+        p, slope = self._predictions(products)
+        weights = self._add(p, slope, held_out)
+        probe = torch.sqrt(p, out=products).mul_(self._signs[0][pairs[0]]).mul_(self._signs[1][pairs[1]])
+        mean = _row_sums(probe)  # s · √p
+        probe.sub_(p.mul_(mean[:, None]))
+        if slope is not None:
+            probe.mul_(slope)
+        return weights
 
     def _predictions(self, products: Tensor) -> tuple[Tensor, Tensor | None]:
         """Probabilities float32 [T, V], and the logits' derivative by `products` unless it is 1."""
         if self._bias is not None:
-            products += self._bias.to(products.dtype)
+            products += self._bias
         if self._plain:
             return torch.softmax(products, -1), None
         with torch.enable_grad():
-            leaf = products.float().requires_grad_()
+            leaf = products.detach().clone().requires_grad_()
             logits = self._model.logits_of(leaf[None])[0]
             (slope,) = torch.autograd.grad(logits.sum(), leaf)
-        return torch.softmax(logits.detach(), -1).to(products.dtype), slope.to(products.dtype)
+        return torch.softmax(logits.detach(), -1), slope
 
-    def _add(self, hidden: Tensor, p: Tensor, slope: Tensor | None, held_out: bool) -> None:
-        sums = self.sums
+    def _add(self, p: Tensor, slope: Tensor | None, held_out: bool) -> Tensor:
+        """Add probabilities [T, V] to the sums over rows; w_t, float32 [T]."""
         squares = p.square()
         if slope is None:
             weights = 1 - _row_sums(squares)
         else:
             squares = (p - squares) * slope.square()
             weights = _row_sums(squares)
-        weights = weights.clamp_min(0) / p.shape[1]
-        add_weighted_product(sums.held_out if held_out else sums.second_moment, hidden, weights)
-        if held_out:
-            return
-        sums.tokens += len(p)
-        sums.peaks.add(hidden, weights)
-        seen = _column_sums(p)
-        sums.rows += (
-            _column_sums(squares) if slope is not None else (seen - _column_sums(squares)).clamp_min(0)
-        )
-        self.predicted += seen
+        if not held_out:
+            seen, of_squares = _column_sums(p), _column_sums(squares)
+            self.sums.rows += of_squares if slope is not None else (seen - of_squares).clamp_min(0)
+            self.predicted += seen
+        return weights.clamp_min(0) / p.shape[1]
 
 
 def _row_sums(numbers: Tensor) -> Tensor:
-    """Float32 sums along the last dimension, as a matrix product: nothing is converted beforehand."""
-    return (numbers @ numbers.new_ones(numbers.shape[1], 1))[:, 0].float()
+    return numbers @ numbers.new_ones(numbers.shape[1])
 
 
 def _column_sums(numbers: Tensor) -> Tensor:
-    return (numbers.new_ones(1, len(numbers)) @ numbers)[0].float()
+    return numbers.new_ones(len(numbers)) @ numbers
 
 
 def random_signs(*shape: int, generator: torch.Generator) -> Tensor:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -19,13 +21,15 @@ from torch.overrides import TorchFunctionMode
 
 from fewbits.language_model.transformers_model import storage_address
 
-# Above this width only half of the symmetric product is computed, in column panels of at least this size:
+# Little more than half of a symmetric product is computed, in this many column panels of at least this size:
 # narrower ones cost more in passes over the inputs than they save.
-_PANEL = 384
+_PANELS, _PANEL = 8, 96
 # Sizes of the blocks that share a scale when llama.cpp rounds activations.
 PEAK_BLOCKS = (32, 256)
 # Rows of a map whose gradients are correlated with one another, at most: their products are squares of it.
 _OUTPUTS = 2048
+# Every so manieth token is kept as it is, until there are so many.
+_SAMPLED, _SAMPLES = 101, 256
 
 
 @dataclass(frozen=True)
@@ -105,20 +109,38 @@ class Sums:
 class Peaks:
     """How large inputs get within the blocks in which runtimes round them: what that rounding costs follows.
 
+    And some of the inputs, to tell how that changes when columns are rescaled.
+
     Attributes:
         sums: block size b -> sum of w_t max over the block of x_t², float32 [K / b]; sizes that divide K.
+        samples: √w_t x_t of some tokens, float32 [n, K] each.
     """
 
     def __init__(self, columns: int) -> None:
+        self.samples: list[Tensor] = []
+        self._tokens = 0
         self.sums = {size: torch.zeros(columns // size) for size in PEAK_BLOCKS if columns % size == 0}
 
     def add(self, x: Tensor, weights: Tensor) -> None:
         """Inputs float32 [T, K] and weights float32 [T]."""
+        room = _SAMPLES - sum(map(len, self.samples))
+        chosen = list(range(-self._tokens % _SAMPLED, len(x), _SAMPLED)[:room])
+        if chosen:
+            self.samples.append(x[chosen] * weights[chosen].sqrt()[:, None])
+        self._tokens += len(x)
         size, peaks = 1, x
         for larger, total in self.sums.items():  # rising, each a multiple of the one before
             peaks = peaks.reshape(len(x), -1, larger // size).abs().amax(2)
             size = larger
             total += weights @ peaks.square()
+
+    @property
+    def sample(self) -> npt.NDArray[np.float16]:
+        """All samples, the largest number about 1: float16 [n, K]; no rows where nothing was seen."""
+        if not self.samples:
+            return np.empty((0, 0), np.float16)
+        whole = torch.cat(self.samples)
+        return (whole / whole.abs().max().clamp_min(1e-30)).to(torch.float16).numpy()
 
 
 def add_weighted_product(total: Tensor, x: Tensor, weights: Tensor) -> None:
@@ -132,16 +154,32 @@ def add_weighted_product(total: Tensor, x: Tensor, weights: Tensor) -> None:
 def add_product(total: Tensor, x: Tensor) -> None:
     """Add xᵀ x of x [T, K] to float32 [K, K], of which only the upper triangle counts."""
     width = x.shape[1]
-    panels = max(1, min(4, width // _PANEL))
-    step = -(-width // panels)
+    step = max(_PANEL, -(-width // _PANELS))
     for start in range(0, width, step):
         stop = min(start + step, width)
-        total[start:stop, start:] += x[:, start:stop].T @ x[:, start:]
+        total[start:stop, start:].addmm_(x[:, start:stop].T, x[:, start:])
 
 
 def symmetric(total: Tensor) -> Tensor:
     """A copy with the upper triangle mirrored."""
     return torch.triu(total) + torch.triu(total, 1).T
+
+
+class MapNames:
+    """The names of a block's linear maps, by the storage of their weights."""
+
+    def __init__(self, block: nn.Module, prefix: str) -> None:
+        self._parameters: Mapping[int, tuple[str, Tensor]] = {
+            storage_address(parameter): (f"{prefix}.{name}", parameter)
+            for name, parameter in block.named_parameters()
+        }
+
+    def of(self, weight: Tensor) -> str:
+        """``NAME``, of stacked experts ``NAME#e``; empty for a weight that is none of the block's."""
+        name, parameter = self._parameters.get(storage_address(weight), ("", weight))
+        if parameter.dim() == 3:
+            return f"{name}#{(weight.storage_offset() - parameter.storage_offset()) // parameter.stride(0)}"
+        return name
 
 
 class Observation(TorchFunctionMode):
@@ -155,10 +193,7 @@ class Observation(TorchFunctionMode):
         super().__init__()
         self._wanted = {linear_map.name for linear_map in wanted}
         self._shapes = {m.name: m.shape for m in linear_maps(block, prefix)}
-        self._parameters: Mapping[int, tuple[str, Tensor]] = {
-            storage_address(parameter): (f"{prefix}.{name}", parameter)
-            for name, parameter in block.named_parameters()
-        }
+        self._names = MapNames(block, prefix)
         self.sums: dict[str, Sums] = {}
         self.held_out = False
 
@@ -172,7 +207,7 @@ class Observation(TorchFunctionMode):
         """Called by PyTorch for every function of tensors."""
         del types
         if func is linear and len(args) > 1 and torch.is_grad_enabled():
-            name = self._name(args[1])
+            name = self._names.of(args[1])
             if name in self._shapes:
                 bias = args[2] if len(args) > 2 else (kwargs or {}).get("bias")
                 sums = self._sums(name)
@@ -183,12 +218,6 @@ class Observation(TorchFunctionMode):
         if name in self._wanted and name not in self.sums:
             self.sums[name] = Sums(*self._shapes[name])
         return self.sums.get(name)
-
-    def _name(self, weight: Tensor) -> str:
-        name, parameter = self._parameters.get(storage_address(weight), ("", weight))
-        if parameter.dim() == 3:
-            return f"{name}#{(weight.storage_offset() - parameter.storage_offset()) // parameter.stride(0)}"
-        return name
 
 
 class _Observed(torch.autograd.Function):

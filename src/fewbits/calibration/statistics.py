@@ -40,6 +40,7 @@ class Statistics:
             isn't known.
         held_out_outputs: the same over the tokens of `held_out`.
         peaks: block size b -> E[w_t max over the block of x_t²], float32 [K / b].
+        sample: √w_t x_t of some tokens, float16 [T, K], the largest about 1; None or none where there are no tokens.
     """
 
     second_moment: Floats
@@ -49,6 +50,7 @@ class Statistics:
     outputs: OutputMoments | None = None
     held_out_outputs: OutputMoments | None = None
     peaks: Mapping[int, Floats] = field(default_factory=dict)
+    sample: npt.NDArray[np.float16] | None = None
 
     def of_rows(self, rows: slice | npt.NDArray[np.intp]) -> Statistics:
         """Of some rows of the map.
@@ -63,9 +65,68 @@ class Statistics:
             held_out_outputs=_among(self.held_out_outputs, rows),
         )
 
+    def rescaled(self, columns: Floats, rows: Floats | None = None) -> Statistics:
+        """Of the map whose weight is this one's times rows[:, None] * columns, in a model that computes the same.
+
+        Its inputs are smaller by `columns`, the gradients at its outputs by `rows`.
+
+        Args:
+            columns: float32 [K], not zero.
+            rows: float32 [N], not zero; None for ones.
+        """
+        inverse = 1 / columns.astype(np.float64)
+        shrunk: Floats = np.ones_like(self.row_importance) if rows is None else np.reciprocal(rows)
+        importance: Floats = self.row_importance * np.square(shrunk)
+        mean = float(importance.mean(dtype=np.float64)) or 1.0
+        moments = (mean * np.outer(inverse, inverse)).astype(np.float32)
+        sample, peaks = _rescaled_inputs(self.sample, self.peaks, inverse.astype(np.float32), mean)
+        return replace(
+            self,
+            second_moment=self.second_moment * moments,
+            held_out=self.held_out * moments,
+            row_importance=importance / np.float32(mean),
+            outputs=_rescaled_outputs(self.outputs, shrunk, mean),
+            held_out_outputs=_rescaled_outputs(self.held_out_outputs, shrunk, mean),
+            peaks=peaks,
+            sample=sample,
+        )
+
     def importance(self) -> Floats:
         """The diagonal of the second moment: the weight of each input column, float32 [K]."""
         return np.ascontiguousarray(np.diagonal(self.second_moment))
+
+
+def _rescaled_outputs(outputs: OutputMoments | None, factors: Floats, mean: float) -> OutputMoments | None:
+    if outputs is None:
+        return None
+    count, size, _ = outputs.shape
+    blocks = (factors / np.sqrt(np.float32(mean))).reshape(count, size)
+    scaled = outputs.astype(np.float32) * blocks[:, :, None] * blocks[:, None, :]
+    result: OutputMoments = np.clip(scaled, -65504, 65504).astype(np.float16)
+    return result
+
+
+def _rescaled_inputs(
+    sample: npt.NDArray[np.float16] | None, peaks: Mapping[int, Floats], factors: Floats, mean: float
+) -> tuple[npt.NDArray[np.float16] | None, Mapping[int, Floats]]:
+    """Sample and peaks of inputs times `factors` [K]: peaks grow as the sample's do."""
+    if sample is None or not len(sample):
+        return sample, {size: total * np.float32(mean) for size, total in peaks.items()}
+    before = sample.astype(np.float32)
+    after = before * factors
+    found = {}
+    for size, total in peaks.items():
+        old, new = (_mean_square_peaks(x, size) for x in (before, after))
+        growth = np.divide(new, old, out=np.ones_like(new), where=old > 0)
+        found[size] = total * growth * np.float32(mean)
+    largest = float(np.abs(after).max()) or 1.0
+    return (after / largest).astype(np.float16), found
+
+
+def _mean_square_peaks(x: Floats, size: int) -> Floats:
+    """Mean over tokens of the largest square in each block: float32 [T, K] -> [K / size]."""
+    peaks: Floats = np.square(np.abs(x).reshape(len(x), -1, size).max(axis=2)).mean(axis=0)
+    return peaks
 
 
 def _among(outputs: OutputMoments | None, rows: slice | npt.NDArray[np.intp]) -> OutputMoments | None:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from fewbits.calibration.statistics import Statistics
 from fewbits.errors import CalibrationError, OutputError, ResumeError
 
 # Changes whenever the same input gives other statistics or other files.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 _DESCRIPTION = "calibration.json"
 _COMPLETE = "complete.json"
+_FOLDS = ".folds.json"
 # An expert's K x K second moment from fewer tokens than K / 4 is mostly noise.
 _STARVED = 4
 
@@ -32,7 +33,8 @@ class StatisticsStore:
     Of stacked experts [E, N, K], expert e's are under ``NAME#e``.
 
         FOLDER/calibration.json   what they are gathered from
-        FOLDER/NAME.npz           second_moment, held_out [K, K], row_importance [N], tokens
+        FOLDER/NAME.npz           second_moment, held_out [K, K], row_importance [N], tokens, …
+        FOLDER/NAME.folds.json    channels of a block (or of the head) that may be rescaled
         FOLDER/state/             of a run that isn't finished
         FOLDER/complete.json      written last
     """
@@ -79,6 +81,7 @@ class StatisticsStore:
                 tokens=int(file["tokens"]),
                 outputs=file.get("outputs"),
                 held_out_outputs=file.get("held_out_outputs"),
+                sample=file.get("sample"),
                 peaks={
                     int(name.removeprefix("peaks_")): file[name] for name in file if name.startswith("peaks_")
                 },
@@ -98,9 +101,36 @@ class StatisticsStore:
                 "tokens": np.int64(statistics.tokens),
                 "outputs": statistics.outputs,
                 "held_out_outputs": statistics.held_out_outputs,
+                "sample": statistics.sample,
                 **{f"peaks_{size}": peaks for size, peaks in statistics.peaks.items()},
             }
             np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
+
+    def save_folds(self, name: str, folds: Iterable[Mapping[str, Any]]) -> None:
+        """Write which channels of a part of the model may be rescaled.
+
+        Raises:
+            OutputError: they can't be written.
+        """
+        with _written(self.folder / f"{name}{_FOLDS}") as file:
+            file.write(json.dumps(list(folds)).encode())
+
+    def folds(self, name: str) -> list[dict[str, Any]]:
+        """What `save_folds` wrote under a name; [] if there is nothing.
+
+        Raises:
+            ResumeError: the file is damaged.
+        """
+        try:
+            return list(json.loads((self.folder / f"{name}{_FOLDS}").read_bytes()))
+        except FileNotFoundError:
+            return []
+        except ValueError as error:
+            raise self._damaged(f"{name}{_FOLDS}", error) from error
+
+    def folded(self) -> list[str]:
+        """The names that `save_folds` wrote under, sorted."""
+        return sorted(path.name.removesuffix(_FOLDS) for path in self.folder.glob(f"*{_FOLDS}"))
 
     def starved(self) -> dict[str, int]:
         """Experts that saw fewer than K / 4 tokens, and how many; their statistics lean on the others'."""

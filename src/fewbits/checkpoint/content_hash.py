@@ -12,22 +12,8 @@ from pathlib import Path
 
 from fewbits.checkpoint.byte_range import unreadable
 from fewbits.checkpoint.checkpoint import Checkpoint
+from fewbits.checkpoint.hf_directory import COMPANIONS
 from fewbits.errors import CheckpointError
-
-# What a Hugging Face directory holds besides its weights that changes what the model does.
-_COMPANIONS = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer*.json",
-    "tokenizer*.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.tiktoken",
-    "chat_template*",
-    "additional_chat_templates/*.jinja",
-)
 
 
 def content_hash(checkpoint: Checkpoint) -> str:
@@ -42,7 +28,7 @@ def content_hash(checkpoint: Checkpoint) -> str:
     files = set(checkpoint.files)
     root = checkpoint.files[0].parent
     if checkpoint.container == "safetensors":
-        files |= {p for pattern in _COMPANIONS for p in root.glob(pattern) if p.is_file()}
+        files |= {p for pattern in ("config.json", *COMPANIONS) for p in root.glob(pattern) if p.is_file()}
     ordered = sorted(files, key=lambda p: p.relative_to(root).as_posix())
     with ThreadPoolExecutor(min(len(ordered), os.cpu_count() or 1, 8)) as pool:
         digests = list(pool.map(file_digest, ordered))

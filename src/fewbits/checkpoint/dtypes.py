@@ -1,4 +1,4 @@
-"""Unquantized number types of both containers, and how their bytes become float32."""
+"""Unquantized number types of both containers, and how float32 becomes their bytes and comes back."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ STORAGE: dict[str, np.dtype[Any]] = {
     "F8_E8M0": np.dtype("u1"),
 }
 FP8 = ("F8_E4M3", "F8_E5M2")
+# What weights that stay in floating point are written in.
+PLAIN = ("F32", "F16", "BF16")
 
 
 def decode_plain(dtype: str, raw: npt.NDArray[np.uint8]) -> Floats:
@@ -55,6 +57,26 @@ def decode_plain(dtype: str, raw: npt.NDArray[np.uint8]) -> Floats:
         return decoded
     with np.errstate(over="ignore", invalid="ignore"):
         return stored.astype(np.float32, copy=False)
+
+
+def encode_plain(dtype: str, weight: Floats) -> npt.NDArray[np.uint8]:
+    """Finite numbers rounded to the nearest that a dtype holds, of two as near the even one.
+
+    Args:
+        dtype: one of `PLAIN`. What is beyond the range of F16 becomes its largest number; of BF16, infinite.
+        weight: float32 [N, K], contiguous.
+
+    Returns:
+        uint8 [N, bytes per row], which `decode_plain` reads; for F32 a view of `weight`.
+    """
+    if dtype == "F32":
+        return weight.view(np.uint8)
+    if dtype == "F16":
+        limit = np.finfo(np.float16).max
+        return np.clip(weight, -limit, limit).astype(np.float16).view(np.uint8)
+    from fewbits.formats.minifloat import bfloat16_bits, round_bfloat16  # it imports the formats
+
+    return bfloat16_bits(round_bfloat16(weight)).view(np.uint8)
 
 
 @cache

@@ -18,9 +18,23 @@ from fewbits.errors import CheckpointError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# What a directory holds besides weights and config that changes what the model does.
+COMPANIONS = (
+    "generation_config.json",
+    "tokenizer*.json",
+    "tokenizer*.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.tiktoken",
+    "chat_template*",
+    "additional_chat_templates/*.jinja",
+)
 
 _SHARD_NAME = re.compile(r".+-\d{5}-of-(\d{5})\.safetensors")
-_QUANTIZATION_KEYS = ("quantization_config", "compression_config")
+# The last is MLX's.
+_QUANTIZATION_KEYS = ("quantization_config", "compression_config", "quantization")
 _COMPRESSED_TENSORS = "compressed-tensors"  # a quant_method
 _FP8_METHODS = ("fp8", "fbgemm_fp8")  # values of quant_method
 # of GPTQ and AWQ, compressed-tensors, bitsandbytes 4-bit and 8-bit
@@ -86,7 +100,7 @@ def interpret(stored: Checkpoint) -> Checkpoint:
     """
     method = quantization_method(stored)
     if (unpacked := unpacked_weights(stored)) is not None:
-        from fewbits.checkpoint.compressed_tensors import warning_of
+        from fewbits.checkpoint.packed import warning_of
 
         return _unquantized(stored, unpacked, (warning_of(unpacked),))
     if method is not None and not _is_scaled_fp8(stored.config, method):
@@ -117,11 +131,13 @@ def unpacked_weights(stored: Checkpoint) -> dict[str, LazyTensor] | None:
         CheckpointError: arrays of a weight are missing, or of another shape than its format says.
     """
     quantization = _quantization(stored.config)
-    if quantization.get("quant_method") != _COMPRESSED_TENSORS:
+    if not quantization:
         return None
-    from fewbits.checkpoint.compressed_tensors import unpack_modules  # it imports the formats
+    from fewbits.checkpoint.packed import unpack_modules  # it imports the formats
+    from fewbits.checkpoint.packed_readers import reader_for
 
-    return unpack_modules(stored.tensors, quantization)
+    reader = reader_for(stored.config, quantization)
+    return None if reader is None else unpack_modules(stored.tensors, reader)
 
 
 def _quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:

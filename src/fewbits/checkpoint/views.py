@@ -148,6 +148,42 @@ class Shifted(_View):
         return values
 
 
+class Rescaled(_View):
+    """The base's rows and columns times constants: for vectors after an offset is added and before it is taken away.
+
+    Args:
+        base: [..., K], seen as a matrix [N, K].
+        rows: float32 [N], or for vectors of each element, [K]; None for ones.
+        columns: pairs of (first row, float32 [K]), rising: the factors from this row on; () for ones.
+        offset: of vectors.
+    """
+
+    def __init__(
+        self,
+        base: LazyTensor,
+        rows: Floats | None,
+        columns: Sequence[tuple[int, Floats]] = (),
+        offset: float = 0.0,
+    ) -> None:
+        self.base, self.factors, self.columns, self.offset = base, rows, tuple(columns), offset
+        super().__init__(base.name, base.shape, base.dtype)
+
+    def rows(self, start: int, stop: int) -> Floats:
+        """Rows start … stop, rescaled, float32 [stop - start, K]."""
+        values = self.base.rows(start, stop)
+        if len(self.shape) < 2:
+            if self.factors is not None and len(values):
+                wide = (values.astype(np.float64) + self.offset) * self.factors - self.offset
+                values = wide.astype(np.float32)
+            return values
+        starts = [first for first, _ in self.columns]
+        for (first, factors), end in zip(self.columns, [*starts[1:], self.matrix[0]], strict=False):
+            values[max(first - start, 0) : max(end - start, 0)] *= factors
+        if self.factors is not None:
+            values *= self.factors[start:stop, None]
+        return values
+
+
 class Reshaped(_View):
     """The same numbers in the same order, in another shape."""
 

@@ -13,6 +13,12 @@ from fewbits.cli.progress import TerminalProgress
 
 CALIBRATION = "Text for balanced and best: a file, JSONL, or hub:OWNER/NAME:CONFIG:SPLIT:COLUMN."
 ALGORITHM = "How codes are chosen: rtn, hqq; calibrated: imatrix, gptq, signround. Default: by effort."
+FOLD = (
+    "Move scales of channels between norms and weights where that makes rounding cost less. No for adapters."
+)
+TUNE = (
+    "With effort best: train scales and norms at the end, to predict as the original does. For 2 and 3 bits."
+)
 RESUME_HINT = "interrupted; what is done is kept: the same command goes on from here"
 
 
@@ -45,6 +51,8 @@ def quantize(
         typer.Option(help="Importance matrix of llama-imatrix or `fewbits imatrix`, to round by."),
     ] = None,
     algorithm: Annotated[str | None, typer.Option(metavar="NAME", help=ALGORITHM)] = None,
+    fold: Annotated[bool, typer.Option("--fold/--no-fold", help=FOLD)] = True,
+    tune: Annotated[bool, typer.Option("--tune", help=TUNE)] = False,
     memory: Annotated[str, typer.Option(help="Memory that the run may hold.")] = "4GB",
     threads: Annotated[int | None, typer.Option(help="Default: all cores.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
@@ -65,8 +73,8 @@ def quantize(
         options: dict[str, Any] = {
             "to": to, "format": format_name, "bits": bits, "size": size, "plan": plan, "like": like,
             "max_kl": max_kl, "pins": pin or (), "effort": effort, "calibration": calibration,
-            "imatrix": imatrix, "algorithm": algorithm, "memory": memory, "threads": threads, "seed": seed,
-            "force": force,
+            "imatrix": imatrix, "algorithm": algorithm, "fold": fold, "tune": tune, "memory": memory,
+            "threads": threads, "seed": seed, "force": force,
         }  # fmt: skip
         with TerminalProgress() as progress:
             if dry_run:

@@ -13,10 +13,12 @@ On small models at 8 bits this costs as much as the rounding of the weights, so 
 it out is not what the user of the file will see. Left out here, being far smaller: the float16 KV cache,
 and Q8_1's float16 rounding of the sum.
 
-Where a compressed-tensors model says that activations have 8 bits, each token's are rounded with a scale of its own:
+Where a directory says that activations have 8 bits, each token's are rounded with a scale of its own:
 
     INT8   d = max|x| / 127;  value d * round(x / d)       vLLM's dynamic_scaled_int8_quant
     FP8    d = max|x| / 448;  value d * E4M3(x / d)        vLLM's dynamic_per_token_scaled_fp8_quant
+
+bitsandbytes rounds to INT8 likewise, all columns but those in which some token has a magnitude of 6 or more.
 """
 
 from __future__ import annotations
@@ -77,6 +79,25 @@ class TokenRounding:
         return (codes.round() if self.dtype is None else codes.to(self.dtype).to(torch.float32)) * scale
 
 
+@dataclass(frozen=True)
+class OutlierRounding:
+    """Rounding with one scale for each token, but for the columns that hold outliers: LLM.int8(), arXiv 2208.07339.
+
+    Attributes:
+        threshold: magnitude from which on a number is an outlier.
+    """
+
+    threshold: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The values the dot product sees: float32 [..., K] -> float32 [..., K]."""
+        x = x.to(torch.float16).to(torch.float32)  # bitsandbytes' kernels take this type
+        beyond = x.abs() >= self.threshold
+        columns = beyond.reshape(-1, x.shape[-1]).any(dim=0)
+        # An outlier counts for no scale; the others of its column do.
+        return torch.where(columns, x, TokenRounding(127.0)(x.masked_fill(beyond, 0.0)))
+
+
 Rounding: TypeAlias = Callable[[Tensor], Tensor]
 
 Q8_0 = ActivationRounding(32, torch.float16)
@@ -92,10 +113,12 @@ ROUNDING: Mapping[str, ActivationRounding] = {
 }
 
 
-# By the format of the weight in a compressed-tensors directory; with all others activations stay as they are.
+# By the format of the weight in a directory; with all others activations stay as they are.
 TOKEN_ROUNDING: Mapping[str, Rounding] = {
     "INT8_CHANNEL_SYM": TokenRounding(127.0),
     "FP8_E4M3_CHANNEL": TokenRounding(448.0, torch.float8_e4m3fn),
+    "MODELOPT_FP8": TokenRounding(448.0, torch.float8_e4m3fn),
+    "BNB_INT8": OutlierRounding(6.0),
 }
 
 

@@ -8,8 +8,7 @@ second half of each chunk is scored, positions context // 2 … context - 2 pred
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from fewbits.evaluation.memory import available_memory, require_memory
 from fewbits.evaluation.quality import PositionStatistics, Quality, join, position_statistics, quality
 from fewbits.evaluation.text import EvaluationText, read_text
 from fewbits.language_model.packages import require_models_extra
+from fewbits.language_model.threads import torch_threads
 from fewbits.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -148,25 +148,6 @@ def _require_settings(context: int, chunks: int, activations: str) -> None:
         )
     if activations not in ("runtime", "float"):
         raise EvaluationError("unknown activations", found=repr(activations), allowed="runtime, float")
-
-
-@contextmanager
-def torch_threads(threads: int | None) -> Iterator[None]:
-    """Run with this many CPU threads, and restore the number afterwards.
-
-    Raises:
-        EvaluationError: the number isn't positive.
-    """
-    import torch
-
-    if threads is not None and threads < 1:
-        raise EvaluationError("there must be a thread to run on", found=threads, allowed="1 or more")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _refuse_calibration_text(checkpoint: Checkpoint, passage: EvaluationText) -> None:

@@ -53,6 +53,8 @@ class Region:
         file: name within the artifact.
         content: its bytes where they don't depend on the weights; None where they are made from them.
         repeated: every chunk of the tensor holds the whole part, rather than the next bytes of it.
+        lines: rows of the part where chunks hold the next columns of each of them rather than the next bytes, because
+            the container has the matrix transposed; else 0.
     """
 
     offset: int
@@ -60,6 +62,7 @@ class Region:
     file: str = ITSELF
     content: bytes | None = None
     repeated: bool = False
+    lines: int = 0
 
 
 @dataclass(frozen=True)

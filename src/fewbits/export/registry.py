@@ -12,6 +12,11 @@ from fewbits.export.exporter import Exporter
 _EXPORTERS = {
     "gguf": ("fewbits.export.gguf.exporter", "GgufExporter"),
     "compressed-tensors": ("fewbits.export.compressed_tensors.exporter", "CompressedTensorsExporter"),
+    "gptq": ("fewbits.export.gptq", "GptqExporter"),
+    "awq": ("fewbits.export.awq", "AwqExporter"),
+    "mlx": ("fewbits.export.mlx", "MlxExporter"),
+    "bitsandbytes": ("fewbits.export.bitsandbytes", "BitsandbytesExporter"),
+    "modelopt": ("fewbits.export.modelopt", "ModelOptExporter"),
 }
 
 

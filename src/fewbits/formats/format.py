@@ -52,7 +52,14 @@ class Params:
 P = TypeVar("P", bound=Params)
 
 # How safetensors calls NumPy's types.
-_DTYPES = {"uint8": "U8", "int8": "I8", "uint16": "U16", "int32": "I32", "int64": "I64", "float32": "F32"}
+_DTYPES = {
+    "uint8": "U8", "int8": "I8", "uint16": "U16", "int32": "I32", "uint32": "U32", "int64": "I64",
+    "float16": "F16", "float32": "F32",
+}  # fmt: skip
+_ITEM_BYTES = {
+    "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "BF16": 2, "F16": 2,
+    "I32": 4, "U32": 4, "F32": 4, "I64": 8,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,16 +70,23 @@ class PartLayout:
         dtype: as safetensors calls it.
         shape: of the array.
         rows: how many of its rows hold how many rows of the weight; None if it belongs to the tensor.
+        axis: which axis of the array its rows lie along; 1 where the container holds a matrix transposed.
     """
 
     dtype: str
     shape: tuple[int, ...]
     rows: tuple[int, int] | None
+    axis: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Length in bytes."""
+        return prod(self.shape) * _ITEM_BYTES[self.dtype]
 
     def range(self, start: int, stop: int) -> tuple[int, int]:
         """Its rows that hold rows start … stop of the weight; `start` a multiple of the format's `rows_together`."""
         if self.rows is None:
-            return 0, self.shape[0]
+            return 0, self.shape[self.axis] if self.shape else 1
         held, weights = self.rows
         return start * held // weights, -(-stop * held // weights)
 
@@ -96,6 +110,33 @@ class LinearPart(Generic[P]):
     coefficients: Callable[[P], tuple[Floats, ...]]
     terms: Callable[[Codes, P], tuple[Floats, ...]]
     replace: Callable[[P, tuple[Floats, ...]], P]
+
+
+@dataclass(frozen=True)
+class ScaledGrid:
+    """What codes stand for, as data for kernels, in formats that round and decode by one rule.
+
+        level = the nearest one to (x + minimum) / scale, to 0 where scale is 0
+        value = level * scale - minimum
+
+    The quotient is a product with the reciprocal, and each operation is rounded to float32.
+
+    Attributes:
+        low, high: levels are the integers between, codes are level + zero, unless there are tables.
+        zero: code of level 0.
+        levels: the level nearest to t at floor(2t) + 256, float32 [512]; else empty.
+        codes: its code, uint8 [512]; else empty.
+        scale: float32 [G, R], of G groups of each block.
+        minimum: float32 [G, R].
+    """
+
+    low: float
+    high: float
+    zero: float
+    levels: Floats
+    codes: Codes
+    scale: Floats
+    minimum: Floats
 
 
 class Format(ABC, Generic[P]):
@@ -140,8 +181,8 @@ class Format(ABC, Generic[P]):
     def pack(self, codes: Codes, params: P) -> Parts:
         """The container's arrays for codes [N, K] and params of R blocks, bit-exact with its specification.
 
-        The first axis of every part is N (rows), so parts of consecutive rows concatenate;
-        the names in `tensor_parts` are the exception: they belong to the tensor and are equal for all rows.
+        The first axis of every part is N (rows), or the axis that `row_axes` names, so parts of consecutive rows
+        concatenate; those in `tensor_parts` are the exception: they belong to the tensor and are equal for all rows.
         """
 
     @abstractmethod
@@ -165,11 +206,32 @@ class Format(ABC, Generic[P]):
         return params
 
     @property
+    def numbers(self) -> str:
+        """What codes and params stand for.
+
+        Formats that share it differ only in `pack`, so what one holds can be packed by the other as it is.
+        """
+        return self.name
+
+    def scaled_grid(self, params: P, groups: slice) -> ScaledGrid | None:
+        """What the columns of some groups of each block are rounded to, bit for bit; None for any other rule.
+
+        Args:
+            params: of R blocks.
+            groups: which of a block's groups; the first one where `group` is 0.
+        """
+        del params, groups
+        return None
+
+    @property
     def codes(self) -> range:
         """The codes in use; empty for formats whose codes can't be tried one by one."""
         return range(0)
 
     tensor_parts: tuple[str, ...] = ()
+
+    # Axis of the rows in each part where it isn't the first: GPTQ's and AWQ's arrays are transposed.
+    row_axes: Mapping[str, int] = MappingProxyType({})
 
     # Rows of a chunk must be a multiple of this, except the last chunk's, for packed parts to concatenate:
     # compressed-tensors packs the zero points of several rows into one integer.
@@ -187,8 +249,10 @@ class Format(ABC, Generic[P]):
             if name in self.tensor_parts:
                 layouts[name] = PartLayout(dtype, found, None)
             else:
-                layout = PartLayout(dtype, found, (found[0], self.rows_together))
-                layouts[name] = PartLayout(dtype, (layout.range(0, rows)[1], *found[1:]), layout.rows)
+                axis = self.row_axes.get(name, 0)
+                layout = PartLayout(dtype, found, (found[axis], self.rows_together), axis)
+                whole = (*found[:axis], layout.range(0, rows)[1], *found[axis + 1 :])
+                layouts[name] = PartLayout(dtype, whole, layout.rows, axis)
         return layouts
 
     def prepare(self, chunks: Iterable[Floats]) -> Format[P]:
@@ -200,9 +264,9 @@ class Format(ABC, Generic[P]):
         del chunks
         return self
 
-    @abstractmethod
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Exact bytes of a tensor of this shape in this format, all parts together."""
+        return sum(layout.nbytes for layout in self.parts(shape).values())
 
     def block_of(self, columns: int) -> int:
         """Columns that share parameters in rows of this length.

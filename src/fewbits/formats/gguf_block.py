@@ -14,16 +14,18 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from fractions import Fraction
 from math import prod
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from fewbits.errors import FormatError
-from fewbits.formats.format import Codes, Floats, Format, Params, Parts
+from fewbits.formats.format import Codes, Floats, Format, Params, Parts, ScaledGrid
 
 Bytes = npt.NDArray[np.uint8]
 P = TypeVar("P", bound=Params)
+# Weights, importance, columns of a group, largest weight, lowest and highest value of the grid, its table.
+KernelBlocks: TypeAlias = tuple[Floats, Floats | None, int, float, float, float, Floats]
 
 # Weights per block, bytes per block.
 SIZES: dict[str, tuple[int, int]] = {
@@ -69,12 +71,21 @@ class Grid(Protocol):
     """The values that a code may stand for, before scaling.
 
     Attributes:
+        low: the smallest value.
         high: the largest value.
+        zero: code of value 0, where codes are values plus that.
         codes: those in use.
+        table: where values aren't all the integers from low to high: the one nearest to t is at floor(2t) + 256,
+            float32 [512]; else empty.
+        code_table: the codes of these, uint8 [512]; else empty.
     """
 
+    low: np.float32
     high: np.float32
+    zero: np.float32
     codes: range
+    table: Floats
+    code_table: Codes
 
     def snap(self, numbers: Floats) -> None:
         """Replace each number by the nearest value of the grid, in place."""
@@ -89,7 +100,8 @@ class Grid(Protocol):
 class BlockFormat(Format[P]):
     """A GGUF format whose blocks are packed one by one into the single part ``data``: uint8 [N, K/B*bytes].
 
-    Subclasses say how a block is searched (`_search`) and laid out (`_pack_blocks`, `_unpack_blocks`).
+    Subclasses say how a block is searched (`_search`) and laid out (`_pack_blocks`, `_unpack_blocks`). The search is
+    the specification of a kernel in native/, which those that have one call in `_search_blocks`.
 
     Attributes:
         group: columns that share the innermost scale (all of a block where there is one scale).
@@ -129,6 +141,14 @@ class BlockFormat(Format[P]):
         """Choose parameters, see `Format.fit`; a block gets the same ones whatever is passed with it."""
         if weight.ndim != 2 or weight.shape[1] != self.block:
             raise FormatError(f"{self.name} fits blocks of {self.block} columns", found=f"{weight.shape}")
+        return self._search_blocks(weight, importance)
+
+    def _search_blocks(self, weight: Floats, importance: Floats | None) -> P:
+        """Parameters of R blocks, as `specified_fit` finds them: weight [R, B], importance [R, B], [B] or None."""
+        return self.specified_fit(weight, importance)
+
+    def specified_fit(self, weight: Floats, importance: Floats | None = None) -> P:
+        """What `fit` finds, by `_search` itself."""
         tile = TILE // self.block
         pieces = []
         for start in range(0, max(len(weight), 1), tile):
@@ -136,6 +156,22 @@ class BlockFormat(Format[P]):
             of_rows = importance[rows] if importance is not None and importance.ndim == 2 else importance
             pieces.append(self._search(*self._columns_first(weight[rows], of_rows)))
         return pieces[0] if len(pieces) == 1 else type(pieces[0]).join(pieces)
+
+    def _kernel_blocks(self, weight: Floats, importance: Floats | None) -> KernelBlocks:
+        """What all kernels take first: the blocks, and what they are searched with."""
+        if importance is not None:
+            importance = np.ascontiguousarray(importance, np.float32)
+        grid = self.grid
+        low, high = float(grid.low), float(grid.high)
+        weight = np.ascontiguousarray(weight, np.float32)
+        return weight, importance, self.group, float(self.largest), low, high, grid.table
+
+    def _scaled(self, scale: Floats, minimum: Floats | None = None) -> ScaledGrid:
+        """The grid with scales and minima of some groups, float32 [R, G]."""
+        grid, scale = self.grid, np.ascontiguousarray(scale.T)
+        low = np.zeros_like(scale) if minimum is None else np.ascontiguousarray(minimum.T)
+        ends = float(grid.low), float(grid.high), float(grid.zero)
+        return ScaledGrid(*ends, grid.table, grid.code_table, scale, low)
 
     def _columns_first(self, weight: Floats, importance: Floats | None) -> tuple[Floats, Floats | None]:
         """[R, B] -> [g, G, R] of both: sums inside a group become sums of whole vectors over blocks.

@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from fewbits.formats.format import Codes, Floats, LinearPart, Params
+from fewbits import _native
+from fewbits.formats.format import Codes, Floats, LinearPart, Params, ScaledGrid
 from fewbits.formats.gguf_block import (
     BlockFormat,
     Bytes,
@@ -28,8 +29,9 @@ from fewbits.formats.gguf_block import (
     reciprocal,
     unfold,
 )
-from fewbits.formats.gguf_search import Tile, UniformGrid, fan, trims
+from fewbits.formats.gguf_search import Tile, UniformGrid, as_array, cut_ranges, fan, trims
 from fewbits.formats.gguf_super_search import (
+    GROUP_WINDOW,
     search_both_ways,
     search_group_pair,
     search_group_scale,
@@ -121,6 +123,15 @@ class SuperScaleFormat(BlockFormat[SuperScaleParams]):
         )
         return SuperScaleParams(found.d, np.ascontiguousarray(found.sub.T.astype(np.int8)))
 
+    def _search_blocks(self, weight: Floats, importance: Floats | None) -> SuperScaleParams:
+        weighted = importance is not None
+        d = np.empty(len(weight), np.float32)
+        sub = np.empty((len(weight), self.block // self.group), np.float32)
+        places, super_places = as_array(self.places[weighted]), as_array(self.super_places)
+        windows, blocks = list(self.windows[weighted]), self._kernel_blocks(weight, importance)
+        _native.search_super_scale(*blocks, places, super_places, *self.limits, windows, d, sub)
+        return SuperScaleParams(d, sub.astype(np.int8))
+
     def round(self, weight: Floats, params: SuperScaleParams, column: int = 0) -> Codes:
         """Nearest codes: float32 [R, S] -> uint8 [R, S]."""
         inverse = reciprocal(_scales(params))
@@ -132,6 +143,10 @@ class SuperScaleFormat(BlockFormat[SuperScaleParams]):
         values = self.grid.decode(codes)
         scale = per_column(_scales(params), column, codes.shape[1], self.group)
         return np.multiply(values, scale, out=values)
+
+    def scaled_grid(self, params: SuperScaleParams, groups: slice) -> ScaledGrid:
+        """See `Format.scaled_grid`."""
+        return self._scaled(params.d[:, None] * params.sub[:, groups].astype(np.float32))
 
     def linear_parts(self) -> tuple[LinearPart[SuperScaleParams], ...]:
         """The sub-scale of each group, then d."""
@@ -163,6 +178,16 @@ class SuperScaleFormat(BlockFormat[SuperScaleParams]):
         self, weight: Floats, params: SuperScaleParams, group: int, importance: Floats | None = None
     ) -> SuperScaleParams:
         """Choose the sub-scale of one group anew, see `Format.fit_group`."""
+        sub = params.sub[:, group].astype(np.float32)
+        places, d = as_array(self.places[importance is not None]), np.ascontiguousarray(params.d)
+        blocks = self._kernel_blocks(weight, importance)
+        _native.search_group_scale(*blocks, places, *self.limits, GROUP_WINDOW, d, sub)
+        return replace(params, sub=_with_column(params.sub, group, sub))
+
+    def specified_fit_group(
+        self, weight: Floats, params: SuperScaleParams, group: int, importance: Floats | None = None
+    ) -> SuperScaleParams:
+        """What `fit_group` finds, by its specification."""
         tile = Tile(*self._columns_first(weight, importance), self.grid)
         current = params.sub[:, group].astype(np.float32)
         places = self.places[importance is not None]
@@ -203,6 +228,14 @@ class SuperAffineFormat(BlockFormat[SuperAffineParams]):
         sub, low = (np.ascontiguousarray(part.T.astype(np.uint8)) for part in (found.sub, found.low))
         return SuperAffineParams(found.d, found.dmin, sub, low)
 
+    def _search_blocks(self, weight: Floats, importance: Floats | None) -> SuperAffineParams:
+        d, dmin = np.empty((2, len(weight)), np.float32)
+        sub, low = np.empty((2, len(weight), self.block // self.group), np.float32)
+        ranges = cut_ranges(self.cuts[importance is not None], self.grid.high)
+        places, blocks = as_array(self.super_places), self._kernel_blocks(weight, importance)
+        _native.search_super_affine(*blocks, *ranges, places, self.highest, ROUNDS, d, dmin, sub, low)
+        return SuperAffineParams(d, dmin, sub.astype(np.uint8), low.astype(np.uint8))
+
     def round(self, weight: Floats, params: SuperAffineParams, column: int = 0) -> Codes:
         """Nearest codes: float32 [R, S] -> uint8 [R, S]."""
         count = weight.shape[1]
@@ -218,6 +251,11 @@ class SuperAffineFormat(BlockFormat[SuperAffineParams]):
         values = codes.astype(np.float32)
         np.multiply(values, per_column(_scales(params), column, count, self.group), out=values)
         return np.subtract(values, per_column(_minima(params), column, count, self.group), out=values)
+
+    def scaled_grid(self, params: SuperAffineParams, groups: slice) -> ScaledGrid:
+        """See `Format.scaled_grid`."""
+        scale = params.d[:, None] * params.sub[:, groups].astype(np.float32)
+        return self._scaled(scale, params.dmin[:, None] * params.low[:, groups].astype(np.float32))
 
     def linear_parts(self) -> tuple[LinearPart[SuperAffineParams], ...]:
         """Sub-scale and minimum of each group, then d and dmin."""
@@ -256,6 +294,17 @@ class SuperAffineFormat(BlockFormat[SuperAffineParams]):
         self, weight: Floats, params: SuperAffineParams, group: int, importance: Floats | None = None
     ) -> SuperAffineParams:
         """Choose sub-scale and minimum of one group anew, see `Format.fit_group`."""
+        sub, low = params.sub[:, group].astype(np.float32), params.low[:, group].astype(np.float32)
+        ranges = cut_ranges(self.cuts[importance is not None], self.grid.high)
+        d, dmin = np.ascontiguousarray(params.d), np.ascontiguousarray(params.dmin)
+        blocks = self._kernel_blocks(weight, importance)
+        _native.search_group_affine(*blocks, *ranges, self.highest, d, dmin, sub, low)
+        return self._with_pair(params, group, sub, low)
+
+    def specified_fit_group(
+        self, weight: Floats, params: SuperAffineParams, group: int, importance: Floats | None = None
+    ) -> SuperAffineParams:
+        """What `fit_group` finds, by its specification."""
         sign = np.where(params.d < 0, np.float32(-1), np.float32(1))
         tile = Tile(*self._columns_first(weight * sign[:, None], importance), self.grid)
         current = params.sub[:, group].astype(np.float32), params.low[:, group].astype(np.float32)

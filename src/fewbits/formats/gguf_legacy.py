@@ -10,7 +10,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from fewbits.formats.format import Codes, Floats, LinearPart, Params
+from fewbits import _native
+from fewbits.formats.format import Codes, Floats, LinearPart, Params, ScaledGrid
 from fewbits.formats.gguf_block import (
     BlockFormat,
     Bytes,
@@ -25,6 +26,8 @@ from fewbits.formats.gguf_block import (
 from fewbits.formats.gguf_search import (
     Tile,
     UniformGrid,
+    as_array,
+    cut_ranges,
     fan,
     search_affine,
     search_scale,
@@ -108,6 +111,13 @@ class ScaleFormat(BlockFormat[ScaleParams]):
         scale, _ = search_scale(tile, self.places[importance is not None])
         return ScaleParams(settle_scale(tile, start, scale, self.refits)[0])
 
+    def _search_blocks(self, weight: Floats, importance: Floats | None) -> ScaleParams:
+        d = np.empty(len(weight), np.float32)
+        places = as_array(self.places[importance is not None])
+        blocks = self._kernel_blocks(weight, importance)
+        _native.search_scale(*blocks, self.plain, places, self.refits, d)
+        return ScaleParams(d)
+
     def round(self, weight: Floats, params: ScaleParams, column: int = 0) -> Codes:
         """Nearest codes: float32 [R, S] -> uint8 [R, S]."""
         del column  # all columns share the scale
@@ -119,6 +129,11 @@ class ScaleFormat(BlockFormat[ScaleParams]):
         del column
         values = self.grid.decode(codes)
         return np.multiply(values, params.d[:, None], out=values)
+
+    def scaled_grid(self, params: ScaleParams, groups: slice) -> ScaledGrid:
+        """See `Format.scaled_grid`."""
+        del groups  # there is one
+        return self._scaled(params.d[:, None])
 
     def linear_parts(self) -> tuple[LinearPart[ScaleParams], ...]:
         """The scale."""
@@ -158,6 +173,12 @@ class AffineFormat(BlockFormat[AffineParams]):
         scale, bias = settle_affine(tile, plain, (found[0], found[1] + middle), REFITS)
         return AffineParams(scale[0], bias[0])
 
+    def _search_blocks(self, weight: Floats, importance: Floats | None) -> AffineParams:
+        d, m = np.empty((2, len(weight)), np.float32)
+        ranges = cut_ranges(self.cuts[importance is not None], self.grid.high)
+        _native.search_affine(*self._kernel_blocks(weight, importance), *ranges, REFITS, d, m)
+        return AffineParams(d, m)
+
     def round(self, weight: Floats, params: AffineParams, column: int = 0) -> Codes:
         """Nearest codes: float32 [R, S] -> uint8 [R, S]."""
         del column
@@ -172,6 +193,11 @@ class AffineFormat(BlockFormat[AffineParams]):
         values = self.grid.decode(codes)
         np.multiply(values, params.d[:, None], out=values)
         return np.add(values, params.m[:, None], out=values)
+
+    def scaled_grid(self, params: AffineParams, groups: slice) -> ScaledGrid:
+        """See `Format.scaled_grid`."""
+        del groups  # there is one
+        return self._scaled(params.d[:, None], -params.m[:, None])
 
     def linear_parts(self) -> tuple[LinearPart[AffineParams], ...]:
         """Scale and minimum together."""

@@ -7,9 +7,13 @@ The searches share one idea. For given codes q the best scale has a closed form 
 for a given scale the best codes are the nearest ones. The error as a function of the scale has many local
 minima, so a search tries a fan of scales, takes the best by the closed form, and then alternates. What is
 finally compared is always the error of the numbers the runtime decodes: stored scales, nearest codes.
+
+This and `gguf_super_search` are the specification of native/kernels/search.inc, which finds the same numbers.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +33,7 @@ class UniformGrid:
         self.low, self.high = np.float32(low), np.float32(high)
         self.zero = np.float32(-low if zero is None else zero)
         self.codes = range(int(low + self.zero), int(high + self.zero) + 1)
+        self.table, self.code_table = np.empty(0, np.float32), np.empty(0, np.uint8)
 
     def snap(self, numbers: Floats) -> None:
         """Round half to even, then clip."""
@@ -57,10 +62,10 @@ class LookupGrid:
     def __init__(self, values: tuple[int, ...]) -> None:
         self._values = np.array(values, dtype=np.float32)
         self.codes = range(len(values))
-        self.high = self._values.max()
+        self.low, self.high, self.zero = self._values.min(), self._values.max(), np.float32(0)
         centres = (np.arange(512, dtype=np.float32) - 256) / 2 + np.float32(0.25)
-        self._code_at = np.abs(centres[:, None] - self._values).argmin(axis=1).astype(np.uint8)
-        self._value_at = self._values[self._code_at]
+        self.code_table: Codes = np.abs(centres[:, None] - self._values).argmin(axis=1).astype(np.uint8)
+        self.table: Floats = self._values[self.code_table]
 
     def _positions(self, numbers: Floats) -> npt.NDArray[np.intp]:
         np.clip(numbers, -127.75, 127.75, out=numbers)
@@ -70,11 +75,11 @@ class LookupGrid:
 
     def snap(self, numbers: Floats) -> None:
         """Nearest values; a number half-way goes up."""
-        np.take(self._value_at, self._positions(numbers), out=numbers, mode="clip")
+        np.take(self.table, self._positions(numbers), out=numbers, mode="clip")
 
     def encode(self, numbers: Floats) -> Codes:
         """Codes of the nearest values."""
-        codes: Codes = self._code_at[self._positions(numbers)]
+        codes: Codes = self.code_table[self._positions(numbers)]
         return codes
 
     def decode(self, codes: Codes) -> Floats:
@@ -95,6 +100,19 @@ def trims(first: float, last: float, count: int, steps: int) -> tuple[tuple[floa
     """Candidates for `search_affine`: all pairs of `count` cuts from `first` to `last`, in 1/`steps`."""
     cuts = fan((first / steps, last / steps, count))
     return ((0.0, 0.0), *((below, above) for below in cuts for above in cuts))
+
+
+@lru_cache(maxsize=64)
+def as_array(numbers: tuple[float, ...]) -> Floats:
+    """Candidates as kernels take them, float32 [n]; not to be changed."""
+    return np.array(numbers, np.float32)
+
+
+@lru_cache(maxsize=64)
+def cut_ranges(cuts: tuple[tuple[float, float], ...], high: np.float32) -> tuple[Floats, Floats]:
+    """Of candidates of `search_affine`: a step and what is cut off below, as shares of the range; float32 [n]."""
+    below, above = np.array(cuts, np.float32).T.copy()
+    return (1 - below - above) / high, below
 
 
 def total(parts: Floats) -> Floats:
@@ -267,16 +285,15 @@ def search_affine(
     if zero_in_range:
         np.minimum(low, 0, out=low)
     span = np.maximum(high - low, 0)
-    steps = tile.grid.high
     weights, mean_sum = tile.importance_sum(), tile.weighted_sum()
-    below, above = np.array(cuts, np.float32).T
+    steps, below = cut_ranges(cuts, tile.grid.high)
     gains = np.empty((len(cuts), *low.shape), np.float32)
     for trial, gain in enumerate(gains):
-        scale, bias = span * ((1 - below[trial] - above[trial]) / steps), low + span * below[trial]
+        scale, bias = span * steps[trial], low + span * below[trial]
         tile.set_codes(_safe_reciprocal(scale), bias)
         gain[...] = _affine_fit(tile, weights, mean_sum, zero_in_range)[4]
     chosen = gains.argmax(axis=0)
-    scale, bias = span * ((1 - below[chosen] - above[chosen]) / steps), low + span * below[chosen]
+    scale, bias = span * steps[chosen], low + span * below[chosen]
     tile.set_codes(_safe_reciprocal(scale), bias)
     return _affine_fit(tile, weights, mean_sum, zero_in_range)[:4]
 

@@ -13,77 +13,47 @@ Two layouts of compressed-tensors, which stores code - 2**(b-1):
 
 from __future__ import annotations
 
-import copy
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from fractions import Fraction
 from functools import cache
 from math import gcd, prod
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fewbits.errors import FormatError
 from fewbits.formats.bit_packing import pack_words, unpack_words, words_per_row
-from fewbits.formats.format import Codes, Floats, Format, LinearPart, Params, Parts
-from fewbits.formats.integer_fit import fit_asymmetric, fit_symmetric
-from fewbits.formats.minifloat import BFLOAT16_MAX, bfloat16_bits, bfloat16_values, round_bfloat16
+from fewbits.formats.format import Codes, Parts
+from fewbits.formats.integer_grid import IntegerGrid, IntegerParams, Scope
+from fewbits.formats.minifloat import bfloat16_bits, bfloat16_values
 from fewbits.formats.registry import register_family
-from fewbits.formats.scale_search import denormalise, histogram
-
-Scope = Literal["GROUP", "CHANNEL", "TENSOR"]
+from fewbits.formats.scale_type import BFLOAT16, FLOAT32
 
 GROUPS = (16, 32, 64, 128)
 
-# Scales of pack-quantized parts are BF16, those of int-quantized parts F32. They are fixed so that a plan's
-# bytes don't depend on the dtype of the source.
-PACKED_SCALE_DTYPE = "BF16"
-WIDE_SCALE_DTYPE = "F32"
 
+class IntegerFormat(IntegerGrid):
+    """Integers as compressed-tensors packs them.
 
-@dataclass(frozen=True)
-class IntegerParams(Params):
-    """Scale float32 [R] (in pack-quantized formats a bfloat16 value, never 0) and zero point uint8 [R]."""
-
-    scale: Floats
-    zero: Codes
-
-
-class IntegerFormat(Format[IntegerParams]):
-    """Integers with one scale, and unless symmetric one zero point, for each block.
+    Scales are fixed by the layout so that a plan's bytes don't depend on the dtype of the source.
 
     Attributes:
-        width: bits of a code.
-        symmetric: whether the zero point is fixed at ``2**(width - 1)``.
-        scope: what a scale is for.
-        packed: pack-quantized layout; otherwise int-quantized.
+        packed: pack-quantized layout, with bfloat16 scales; otherwise int-quantized, with float32 scales.
     """
 
-    params_type = IntegerParams
-
     def __init__(self, width: int, scope: Scope, group: int = 0, *, symmetric: bool) -> None:
-        self.width = width
-        self.scope: Scope = scope
-        self.symmetric = symmetric
         self.packed = width < 8 or scope == "GROUP"
-        self.block = group
+        super().__init__(width, scope, group, BFLOAT16 if self.packed else FLOAT32, symmetric=symmetric)
         self.name = f"INT{width}_{f'G{group}' if group else scope}{'_SYM' if symmetric else ''}"
         overhead = 16 + (0 if symmetric else width)
         self.bits = Fraction(width) + (Fraction(overhead, group) if group else 0)
         self.fallback = self._fallback()
-        self.part_dtypes = {"weight_scale": PACKED_SCALE_DTYPE} if self.packed else {}
+        self.part_dtypes = {"weight_scale": self.scales.name} if self.packed else {}
         if scope == "TENSOR":
             self.tensor_parts = ("weight_scale",) if symmetric else ("weight_scale", "weight_zero_point")
         # The zero points of this many rows fill whole 32-bit words.
         self.rows_together = 32 // gcd(32, width) if self._zeros_packed else 1
-        self._bound: IntegerParams | None = None
-
-    @property
-    def codes(self) -> range:
-        """All numbers of `width` bits."""
-        return range(1 << self.width)
 
     def _fallback(self) -> str | None:
         if self.scope != "GROUP":
@@ -95,94 +65,6 @@ class IntegerFormat(Format[IntegerParams]):
     @property
     def _zeros_packed(self) -> bool:
         return self.packed and not self.symmetric and self.scope != "TENSOR"
-
-    @property
-    def _middle(self) -> int:
-        return int(1 << (self.width - 1))
-
-    def prepare(self, chunks: Iterable[Floats]) -> IntegerFormat:
-        """For a scale of the whole tensor: a copy whose `fit` returns the best one for these numbers."""
-        if self.scope != "TENSOR":
-            return self
-        bound = copy.copy(self)
-        bound._bound = self._fit(*histogram(chunks))
-        return bound
-
-    def fit(self, weight: Floats, importance: Floats | None = None) -> IntegerParams:
-        """Scales and zero points by candidate search; see `Format.fit`.
-
-        Raises:
-            FormatError: the format has one scale for the whole tensor and `prepare` wasn't called.
-        """
-        if self.scope != "TENSOR":
-            return self._fit(weight, importance)
-        if self._bound is None:
-            raise FormatError(
-                f"{self.name} has one scale for the whole tensor and doesn't know the tensor yet",
-                action="Call prepare(chunks) and use the format that it returns.",
-            )
-        return self._bound.take(np.zeros(weight.shape[0], np.intp))
-
-    def _fit(self, weight: Floats, importance: Floats | None) -> IntegerParams:
-        if self.symmetric:
-            scale = fit_symmetric(weight, importance, self.width, bfloat16=self.packed)
-            return IntegerParams(scale, np.full(scale.shape, self._middle, np.uint8))
-        return IntegerParams(*fit_asymmetric(weight, importance, self.width, bfloat16=self.packed))
-
-    def round(self, weight: Floats, params: IntegerParams, column: int = 0) -> Codes:
-        """Nearest codes, ties to even, saturating: float32 [R, S] -> uint8 [R, S]."""
-        del column
-        # As compressed-tensors computes it, in signed numbers: the same codes in ties and last bits too.
-        with np.errstate(over="ignore"):
-            x = weight / params.scale[:, None]
-        if not self.symmetric:
-            x += params.zero[:, None].astype(np.float32) - np.float32(self._middle)
-        np.maximum(x, np.float32(-self._middle), out=x)
-        np.minimum(x, np.float32(self._middle - 1), out=x)
-        np.rint(x, out=x)
-        x += np.float32(self._middle)
-        return x.astype(np.uint8)
-
-    def decode(self, codes: Codes, params: IntegerParams, column: int = 0) -> Floats:
-        """``(code - zero) * scale``, rounded to bfloat16 if packed: uint8 [R, S] -> float32 [R, S]."""
-        del column
-        value = codes.astype(np.float32)
-        value -= params.zero[:, None]
-        value *= params.scale[:, None]
-        return round_bfloat16(value) if self.packed else value
-
-    def linear_parts(self) -> tuple[LinearPart[IntegerParams], ...]:
-        """Scale and offset, whose zero point is rounded, then the scale alone; nothing of a whole tensor."""
-        if self.scope == "TENSOR":
-            return ()
-        columns = slice(None)
-        scale_alone = LinearPart[IntegerParams](
-            columns,
-            lambda params: (params.scale,),
-            lambda codes, params: (codes.astype(np.float32) - params.zero[:, None],),
-            lambda params, scales: IntegerParams(self._storable(scales[0]), params.zero),
-        )
-        if self.symmetric:
-            return (scale_alone,)
-        with_offset = LinearPart[IntegerParams](
-            columns,
-            lambda params: (params.scale, -params.scale * params.zero),
-            lambda codes, _: (codes.astype(np.float32), np.ones(codes.shape, np.float32)),
-            lambda _, scales: self._with_offset(*scales),
-        )
-        return with_offset, scale_alone
-
-    def _storable(self, scale: Floats) -> Floats:
-        if not (self.symmetric and self.packed):
-            scale = np.maximum(scale, np.float32(0))
-        scale = denormalise(scale, np.zeros(scale.shape, np.int32), BFLOAT16_MAX / (1 << self.width))
-        return round_bfloat16(scale) if self.packed else scale
-
-    def _with_offset(self, scale: Floats, offset: Floats) -> IntegerParams:
-        scale = self._storable(scale)
-        with np.errstate(over="ignore"):
-            zero = np.clip(np.rint(-offset / scale), 0, (1 << self.width) - 1)
-        return IntegerParams(scale, zero.astype(np.uint8))
 
     def pack(self, codes: Codes, params: IntegerParams) -> Parts:
         """compressed-tensors' arrays, G = K / B scales in a row.

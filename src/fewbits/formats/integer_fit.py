@@ -1,19 +1,17 @@
 """Scales and zero points of integer grids: a grid of shrunken ranges, then least squares and re-rounding.
 
-What each candidate costs is measured after rounding the codes and the scale; the bfloat16 rounding of the
-product, which no scale avoids, is left to the last comparison with plain min-max rounding.
+What each candidate costs is measured after rounding the codes and the scale; the rounding of the
+product, where there is one, which no scale avoids, is left to the last comparison with plain min-max rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import log2
 
 import numpy as np
 import numpy.typing as npt
 
 from fewbits.formats.format import Codes, Floats
-from fewbits.formats.minifloat import BFLOAT16_MAX, round_bfloat16
 from fewbits.formats.scale_search import (
     ScaleSearch,
     denormalise,
@@ -22,6 +20,7 @@ from fewbits.formats.scale_search import (
     relative_importance,
     tiles,
 )
+from fewbits.formats.scale_type import ScaleType
 
 # Narrowest range that is tried in short blocks, relative to the whole one, by width of the code, and how many
 # are tried. Fewer bits gain more from clipping outliers; with 8 bits there is nothing to win below 0.9.
@@ -31,15 +30,15 @@ _CANDIDATES = 12
 _SHORT = 128
 
 
-def fit_symmetric(weight: Floats, importance: Floats | None, width: int, *, bfloat16: bool) -> Floats:
+def fit_symmetric(weight: Floats, importance: Floats | None, width: int, scales: ScaleType) -> Floats:
     """The scale of each block for codes -2**(b-1) … 2**(b-1) - 1 times the scale.
 
     Args:
         weight: float32 [R, B], finite.
         importance: float32 [R, B] or [B], or None.
         width: b.
-        bfloat16: whether scales and products are bfloat16. Such scales may be negative: the range has one
-            step more on its negative side, and that step goes to the side with the largest weight.
+        scales: their dtype. Where they may be negative, the range's one step more on its negative side goes to
+            the side with the largest weight.
 
     Returns:
         float32 [R], never 0.
@@ -56,32 +55,28 @@ def fit_symmetric(weight: Floats, importance: Floats | None, width: int, *, bflo
     for part in tiles(weight.shape):
         x, exponent = normalise(weight[part])
         peak = np.abs(x).max(axis=1)
-        search = ScaleSearch(
-            x,
-            relative_importance(importance, part, weight.shape),
-            nearest,
-            round_bfloat16 if bfloat16 else _as_is,
-        )
+        search = ScaleSearch(x, relative_importance(importance, part, weight.shape), nearest, scales.round)
         plain = np.where(peak > 0, peak / np.float32(half - 0.5), 1).astype(np.float32)
         search.consider(plain)
         plain = search.scale
-        sign = np.where((x.max(axis=1) >= peak) & (peak > 0) & bfloat16, np.float32(-1), np.float32(1))
+        sign = np.where((x.max(axis=1) >= peak) & (peak > 0) & scales.signed, np.float32(-1), np.float32(1))
         full = plain * sign * np.float32((half - 0.5) / half)
         # One step above 1: the largest weight gets the code next to the last.
         for factor in _shares(width, x.shape[1], half / (half - 1)):
             search.consider(full * factor)
-            if width <= 3 and bfloat16:
+            if width <= 3 and scales.signed:
                 search.consider(-full * factor)
         search.refine()
         chosen = search.scale
-        if bfloat16:
-            chosen = np.where(_beaten(search, plain, search.zero), plain, chosen)
-        out[part] = np.where(peak > 0, denormalise(chosen, exponent, BFLOAT16_MAX / half), 1)
+        if scales.rounds_products:
+            chosen = np.where(_beaten(search, plain, search.zero, scales), plain, chosen)
+        chosen = scales.store(denormalise(chosen, exponent, scales.largest / half))
+        out[part] = np.where(peak > 0, chosen, 1)
     return out
 
 
 def fit_asymmetric(
-    weight: Floats, importance: Floats | None, width: int, *, bfloat16: bool
+    weight: Floats, importance: Floats | None, width: int, scales: ScaleType
 ) -> tuple[Floats, Codes]:
     """The scale and zero point of each block for codes 0 … 2**b - 1; 0 is always representable.
 
@@ -89,7 +84,7 @@ def fit_asymmetric(
         weight: float32 [R, B], finite.
         importance: float32 [R, B] or [B], or None.
         width: b.
-        bfloat16: whether scales and products are bfloat16.
+        scales: their dtype.
 
     Returns:
         float32 [R], positive; uint8 [R].
@@ -108,9 +103,8 @@ def fit_asymmetric(
         x, exponent = normalise(weight[part])
         low, high = np.minimum(x.min(axis=1), 0), np.maximum(x.max(axis=1), 0)
         empty = low == high
-        store: Callable[[Floats], Floats] = round_bfloat16 if bfloat16 else _as_is
-        search = ScaleSearch(x, relative_importance(importance, part, weight.shape), nearest, store)
-        plain = store(np.where(empty, 1, (high - low) / np.float32(top)).astype(np.float32))
+        search = ScaleSearch(x, relative_importance(importance, part, weight.shape), nearest, scales.round)
+        plain = scales.round(np.where(empty, 1, (high - low) / np.float32(top)).astype(np.float32))
         plain_zero = _zero_point(low, plain, top)
         search.consider(plain, plain_zero)
         _try_ranges(search, low, high, plain_zero, width, x.shape[1])
@@ -119,11 +113,12 @@ def fit_asymmetric(
             search.consider(*_regress(search, x, top))
         search.refine(1)
         chosen, chosen_zero = search.scale, search.zero
-        if bfloat16:
-            beaten = _beaten(search, plain, plain_zero)
+        if scales.rounds_products:
+            beaten = _beaten(search, plain, plain_zero, scales)
             chosen = np.where(beaten, plain, chosen)
             chosen_zero = np.where(beaten, plain_zero, chosen_zero)
-        scale[part] = np.where(empty, 1, denormalise(chosen, exponent, BFLOAT16_MAX / (top + 1)))
+        chosen = scales.store(denormalise(chosen, exponent, scales.largest / (top + 1)))
+        scale[part] = np.where(empty, 1, chosen)
         zero[part] = chosen_zero
     return scale, zero
 
@@ -154,10 +149,6 @@ def _shares(width: int, columns: int, widest: float) -> Floats:
     return np.concatenate([narrower, usual]).astype(np.float32)
 
 
-def _as_is(scale: Floats) -> Floats:
-    return scale
-
-
 def _zero_point(low: Floats, scale: Floats, top: int) -> Floats:
     zero: Floats = np.clip(np.rint(-low / scale), 0, top)
     return zero
@@ -182,8 +173,10 @@ def _regress(search: ScaleSearch, x: Floats, top: int) -> tuple[Floats, Floats]:
     return scale, zero
 
 
-def _beaten(search: ScaleSearch, plain: Floats, plain_zero: Floats) -> npt.NDArray[np.bool_]:
-    """Where plain min-max rounding is better than the search's best once products are bfloat16; bool [R]."""
-    best = search.product_error(search.scale, search.zero, round_bfloat16)
-    beaten: npt.NDArray[np.bool_] = search.product_error(plain, plain_zero, round_bfloat16) < best
+def _beaten(
+    search: ScaleSearch, plain: Floats, plain_zero: Floats, scales: ScaleType
+) -> npt.NDArray[np.bool_]:
+    """Where plain min-max rounding is better than the search's best once products are rounded; bool [R]."""
+    best = search.product_error(search.scale, search.zero, scales.round)
+    beaten: npt.NDArray[np.bool_] = search.product_error(plain, plain_zero, scales.round) < best
     return beaten

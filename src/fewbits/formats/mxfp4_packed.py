@@ -27,7 +27,7 @@ class PackedMXFP4Format(Format[ExponentParams]):
     name = "MXFP4_PACKED"
     block = MXFP4.block
     bits = MXFP4.bits
-    fallback = "FP8_E4M3_CHANNEL"
+    fallback: str | None = "FP8_E4M3_CHANNEL"
 
     def fit(self, weight: Floats, importance: Floats | None = None) -> ExponentParams:
         """Powers of two by candidate search; see `Format.fit`."""

@@ -138,20 +138,19 @@ class NF4Format(Format[NF4Params]):
     def pack(self, codes: Codes, params: NF4Params) -> Parts:
         """The arrays of bitsandbytes.
 
-        ``weight`` uint8 [N, K / 2], which it calls [N * K / 2, 1]; ``weight.absmax`` float32 [N, K / 64],
-        which it calls [N * K / 64]; ``weight.quant_map`` float32 [16], the table. The exporter adds
-        ``weight.quant_state.bitsandbytes__nf4``, JSON that names the whole tensor's shape.
+        ``weight`` uint8 [N * K / 2, 1]; ``weight.absmax`` float32 [N * K / 64]; ``weight.quant_map`` float32 [16], the
+        table. The exporter adds ``weight.quant_state.bitsandbytes__nf4``, JSON that names the whole tensor's shape.
         """
         return {
-            "weight": (codes[:, ::2] << np.uint8(4)) | codes[:, 1::2],
-            "weight.absmax": params.absmax.reshape(codes.shape[0], -1),
+            "weight": ((codes[:, ::2] << np.uint8(4)) | codes[:, 1::2]).reshape(-1, 1),
+            "weight.absmax": np.ascontiguousarray(params.absmax),
             "weight.quant_map": TABLE,
         }
 
     def unpack(
         self, parts: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int]
     ) -> tuple[Codes, NF4Params]:
-        """The inverse of `pack`; takes bitsandbytes' shapes as well."""
+        """The inverse of `pack`."""
         packed = parts["weight"].reshape(-1)
         codes = np.stack([packed >> np.uint8(4), packed & np.uint8(15)], axis=1).reshape(shape)
         return codes, NF4Params(parts["weight.absmax"].reshape(-1))

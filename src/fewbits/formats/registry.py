@@ -20,9 +20,14 @@ _MODULES = (
     "gguf_mxfp4",
     "mxfp4_packed",
     "integer",
+    "gptq",
+    "awq",
+    "mlx",
     "fp8",
     "nvfp4",
     "nf4",
+    "bitsandbytes_int8",
+    "modelopt",
 )
 
 F = TypeVar("F", bound=Format[Any])

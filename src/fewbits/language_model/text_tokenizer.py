@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,7 +61,35 @@ class TextTokenizer(Protocol):
         """
 
 
-class HuggingFaceTokenizer:
+class _ChatMarkup(ABC):
+    """The part of a tokenizer that fills in the model's chat template."""
+
+    _tokenizer: Any  # its chat_template: Jinja source, several of them by name, or None
+
+    def chat_prompt(self, message: str) -> str:
+        """See `TextTokenizer`."""
+        return self._filled_in([{"role": "user", "content": message}], answer=True)
+
+    def conversation(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = False) -> str:
+        """See `TextTokenizer`."""
+        return self._filled_in(messages, answer, same_day=True)
+
+    def _filled_in(self, messages: Sequence[Mapping[str, Any]], answer: bool, same_day: bool = False) -> str:
+        template = self._tokenizer.chat_template
+        if not template:
+            raise EvaluationError(
+                "the model has no chat template", action="Leave out --chat to continue raw text"
+            )
+        if same_day and isinstance(template, str):
+            template = _on_the_same_day(template)
+        return self._render(template, messages, answer)
+
+    @abstractmethod
+    def _render(self, template: Any, messages: Sequence[Mapping[str, Any]], answer: bool) -> str:
+        """The template with these messages; with `answer` up to where the model's next answer begins."""
+
+
+class HuggingFaceTokenizer(_ChatMarkup):
     """The tokenizer of a Hugging Face directory."""
 
     def __init__(self, directory: Path) -> None:
@@ -111,27 +140,12 @@ class HuggingFaceTokenizer:
             strings[token] = string
         return strings
 
-    def chat_prompt(self, message: str) -> str:
-        """See `TextTokenizer`."""
-        return self._render([{"role": "user", "content": message}], add_generation_prompt=True)
-
-    def conversation(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = False) -> str:
-        """See `TextTokenizer`."""
-        return self._render(messages, add_generation_prompt=answer, same_day=True)
-
-    def _render(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, same_day: bool = False
-    ) -> str:
+    def _render(self, template: Any, messages: Sequence[Mapping[str, Any]], answer: bool) -> str:
         from jinja2 import TemplateError
 
-        template = self._tokenizer.chat_template
-        if not template:
-            raise _no_chat_template()
-        if same_day and isinstance(template, str):
-            template = _on_the_same_day(template)
         try:
             text: str = self._tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt,
+                list(messages), tokenize=False, add_generation_prompt=answer,
                 chat_template=template if isinstance(template, str) else None,
             )  # fmt: skip
         except (TemplateError, TypeError, ValueError) as error:
@@ -139,13 +153,13 @@ class HuggingFaceTokenizer:
         return text
 
 
-class GgufTokenizer:
+class GgufTokenizer(_ChatMarkup):
     """The tokenizer that a GGUF file carries in its metadata."""
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
-        from fewbits.checkpoint.gguf_tokenizer import tokenizer_from_metadata
+        from fewbits.checkpoint import gguf_tokenizer
 
-        self._tokenizer = tokenizer_from_metadata(metadata)
+        self._tokenizer: gguf_tokenizer.GgufTokenizer = gguf_tokenizer.tokenizer_from_metadata(metadata)
         self._pieces: Sequence[str] = metadata["tokenizer.ggml.tokens"]
         self.bos_id: int | None = self._tokenizer.bos_id
         self.add_bos = bool(self._tokenizer.add_bos and self.bos_id is not None)
@@ -163,27 +177,12 @@ class GgufTokenizer:
         """See `TextTokenizer`."""
         return self._pieces
 
-    def chat_prompt(self, message: str) -> str:
-        """See `TextTokenizer`."""
-        return self._render([{"role": "user", "content": message}], add_generation_prompt=True)
-
-    def conversation(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = False) -> str:
-        """See `TextTokenizer`."""
-        return self._render(messages, add_generation_prompt=answer, same_day=True)
-
-    def _render(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, same_day: bool = False
-    ) -> str:
-        template = self._tokenizer.chat_template
-        if not template:
-            raise _no_chat_template()
-        if same_day:
-            template = _on_the_same_day(template)
+    def _render(self, template: Any, messages: Sequence[Mapping[str, Any]], answer: bool) -> str:
         ends = sorted(self.eos_ids)
         return render_conversation(
             template,
             messages,
-            add_generation_prompt,
+            answer,
             bos_token="" if self.bos_id is None else self._pieces[self.bos_id],
             eos_token=self._pieces[ends[0]] if ends else "",
         )
@@ -228,10 +227,6 @@ def _on_the_same_day(template: str) -> str:
     return re.sub(
         r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""", lambda match: repr(day.strftime(match[2])), template
     )
-
-
-def _no_chat_template() -> EvaluationError:
-    return EvaluationError("the model has no chat template", action="Leave out --chat to continue raw text")
 
 
 def _refused_by_template(error: Exception) -> EvaluationError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,35 @@ from fewbits.algorithms.registry import get_algorithm
 from fewbits.calibration.gather import statistics_for
 from fewbits.calibration.statistics import Statistics
 from fewbits.calibration.text import calibration_tokens
-from fewbits.checkpoint.checkpoint import Checkpoint, LazyTensor
+from fewbits.checkpoint.checkpoint import Checkpoint, Floats, LazyTensor
+from fewbits.checkpoint.dtypes import PLAIN
 from fewbits.checkpoint.views import RowRange
 from fewbits.export.exporter import Exporter, OutputTensor
 from fewbits.export.registry import get_exporter
 from fewbits.formats import get_format
-from fewbits.pipeline.calibrated import Calibration, Material, open_store, open_tensors, worker_pool
+from fewbits.pipeline.calibrated import (
+    Calibration,
+    Material,
+    open_store,
+    open_tensors,
+    statistics_of,
+    worker_pool,
+)
+from fewbits.pipeline.folds import (
+    Folds,
+    PlacedFold,
+    load_folds,
+    placed_folds,
+    save_folds,
+    scales_of,
+    tensor_folds,
+)
 from fewbits.pipeline.job import Settings
-from fewbits.pipeline.statistics_rows import Segment, segment_statistics, statistics_rows
+from fewbits.pipeline.statistics_rows import Segment, statistics_rows
 from fewbits.planning.activation_prices import price_activations
 from fewbits.planning.joint_gain import joint_gain
 from fewbits.planning.options import holds, useful_formats
-from fewbits.planning.prices import PLAIN, measured_formats, price_plain, price_tensor, sample_tensor
+from fewbits.planning.prices import measured_formats, price_plain, price_tensor, sample_tensor
 from fewbits.progress import Progress
 from fewbits.version import __version__
 
@@ -53,8 +71,48 @@ def calibrate(
     about = store.description
     segments = statistics_rows(exporter, tensors, metadata, set(store.names()))
     material = Material(str(checkpoint.path), exporter.name, str(store.folder))
+    folds: Folds = {}
+    if settings.fold:
+        file = store.folder / f"folds-{exporter.name}-{__version__}.npz"
+        if not file.is_file():
+            save_folds(file, _choose_folds(material, exporter, tensors, metadata, settings, progress))
+        folds = load_folds(file)
+        material = replace(material, folds=str(file))
     return Calibration(
-        material, segments, str(about["name"]), str(about["tokens"]), store.starved(), read.warnings
+        material,
+        segments,
+        str(about["name"]),
+        str(about["tokens"]),
+        read,
+        store.starved(),
+        folds,
+        read.warnings,
+    )
+
+
+def _choose_folds(
+    material: Material,
+    exporter: Exporter,
+    tensors: list[OutputTensor],
+    metadata: Mapping[str, Any],
+    settings: Settings,
+    progress: Progress,
+) -> Folds:
+    """The scales of all channels that may be rescaled, chosen in worker processes."""
+    placed = placed_folds(exporter, tensors, metadata, open_store(material.store))
+    progress.stage("scaling channels", len(placed), "folds")
+    found = []
+    with worker_pool(settings.cores) as pool:
+        for fold, future in [(fold, pool.submit(_scales, material, fold)) for fold in placed]:
+            found.append((fold, future.result()))
+            progress.advance(1)
+    return tensor_folds(found, {t.name: t for t in tensors})
+
+
+def _scales(material: Material, placed: PlacedFold) -> Floats:
+    """Runs in a worker."""
+    return scales_of(
+        placed, open_tensors(material), open_store(material.store), get_exporter(material.target)
     )
 
 
@@ -79,7 +137,8 @@ def prices(
     folder = Path(calibration.material.store)
     known = [t for t in tensors if t.quantizable and t.name in calibration.segments]
     useful = {t.name: useful_formats(t, exporter) for t in known}
-    file = folder / f"prices-{exporter.name}-{about}-{__version__}.json"
+    kind = f"{exporter.name}-folded" if calibration.folds else exporter.name
+    file = folder / f"prices-{kind}-{about}-{__version__}.json"
     found = _cached(file)
     if not found:
         tasks: list[_Request] = [(name, names, None) for name, names in useful.items()]
@@ -141,13 +200,13 @@ def _price(
     pinned: str | None,
 ) -> dict[str, float]:
     """The prices of one tensor: those of its segments, added. Runs in a worker."""
-    tensor = open_tensors(material.source, material.target)[name]
-    store = open_store(material.store)
+    tensor = open_tensors(material)[name]
     activation_block = get_exporter(material.target).activation_block
     total: dict[str, float] = {}
     for segment in segments:
-        statistics = segment_statistics(store, segment, segment.start, segment.start + len(segment.rows))
-        source = RowRange(tensor.source, segment.start, segment.start + len(segment.rows))
+        start, stop = segment.start, segment.start + len(segment.rows)
+        statistics = statistics_of(material, name, segment, start, stop)
+        source = RowRange(tensor.source, start, stop)
         prices = _price_weights(source, statistics, formats, near, pinned)
         gain = joint_gain(statistics)
         rounding = price_activations(source, statistics, {activation_block(name) for name in prices})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -20,11 +21,14 @@ from typing import Any
 import numpy as np
 
 from fewbits.algorithms.registry import get_algorithm
+from fewbits.calibration.statistics import Statistics
 from fewbits.calibration.store import StatisticsStore
+from fewbits.calibration.text import CalibrationTokens
 from fewbits.checkpoint.source import open_checkpoint
 from fewbits.export.exporter import OutputTensor
 from fewbits.export.registry import get_exporter
 from fewbits.formats import get_format
+from fewbits.pipeline.folds import Folds, folded, load_folds
 from fewbits.pipeline.statistics_rows import Segment, segment_statistics
 from fewbits.pipeline.tensors import CHUNK_ELEMENTS, Chunk, PartBytes, not_finite, part_bytes
 from fewbits.planning.plan import TensorChoice
@@ -40,11 +44,12 @@ _SINGLE = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 @dataclass(frozen=True)
 class Material:
-    """What a worker opens: the source, the container and the statistics, all by name."""
+    """What a worker opens: the source, the container, the statistics and the folds if there are any, all by name."""
 
     source: str
     target: str
     store: str
+    folds: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,9 @@ class Calibration:
         segments: container tensor name -> runs of its rows with statistics.
         name: of the text.
         sha256: of its bytes.
+        tokens: of it.
         starved: experts that saw too few tokens -> how many.
+        folds: factors on the container's tensors.
         notes: what the user should know of the text.
     """
 
@@ -75,7 +82,9 @@ class Calibration:
     segments: Mapping[str, list[Segment]]
     name: str
     sha256: str
+    tokens: CalibrationTokens
     starved: Mapping[str, int] = field(default_factory=dict)
+    folds: Folds = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -90,7 +99,8 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Processes for single-threaded tasks; started afresh, since PyTorch's threads don't survive a fork."""
     before = {name: os.environ.get(name) for name in _SINGLE}
     os.environ.update(dict.fromkeys(_SINGLE, "1"))
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:
         yield pool
     finally:
@@ -102,10 +112,36 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
                 os.environ[name] = value
 
 
+def _end_with_parent() -> None:
+    """Workers of a killed run would wait for tasks forever: they hold each other's ends of the queue open."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 @lru_cache(1)
-def open_tensors(source: str, target: str) -> Mapping[str, OutputTensor]:
-    """The container's tensors of a source, by name."""
-    return {t.name: t for t in get_exporter(target).tensors(open_checkpoint(source))}
+def open_tensors(material: Material) -> Mapping[str, OutputTensor]:
+    """The container's tensors of a source after its folds, by name."""
+    tensors = get_exporter(material.target).tensors(open_checkpoint(material.source))
+    return {t.name: t for t in folded(tensors, open_folds(material.folds))}
+
+
+@lru_cache(1)
+def open_folds(path: str) -> Folds:
+    """The folds in a file; none for an empty name."""
+    return load_folds(Path(path)) if path else {}
+
+
+def statistics_of(material: Material, tensor: str, segment: Segment, start: int, stop: int) -> Statistics:
+    """Statistics of rows start … stop of a container's tensor, which must lie inside the segment."""
+    found = segment_statistics(open_store(material.store), segment, start, stop)
+    fold = open_folds(material.folds).get(tensor)
+    return fold.statistics(found, start, stop) if fold else found
 
 
 @lru_cache(1)
@@ -115,11 +151,11 @@ def open_store(folder: str) -> StatisticsStore:
 
 
 def _run(task: _Task) -> tuple[PartBytes, bool]:
-    tensor = open_tensors(task.material.source, task.material.target)[task.tensor]
+    tensor = open_tensors(task.material)[task.tensor]
     weight = tensor.source.rows(task.start, task.stop)
     if not np.isfinite(weight).all():
         raise not_finite(tensor)
-    statistics = segment_statistics(open_store(task.material.store), task.segment, task.start, task.stop)
+    statistics = statistics_of(task.material, task.tensor, task.segment, task.start, task.stop)
     fmt = get_format(task.choice.format).prepare(tensor.source.chunks(CHUNK_ELEMENTS))
     name = task.choice.algorithm
     chosen = get_algorithm(name).quantize_checked(weight, fmt, statistics, task.effort)

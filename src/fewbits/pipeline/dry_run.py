@@ -96,6 +96,8 @@ def dry_run(
     seed: int = 0,
     imatrix: str | Path | None = None,
     algorithm: str | None = None,
+    fold: bool = True,
+    tune: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> DryRun:
@@ -108,7 +110,7 @@ def dry_run(
     output = Path(output)
     check_output(output, force=force, exporter=get_exporter(to))
     effort = effort_or_default(effort, imatrix)
-    settings = Settings(to, effort, calibration, memory, threads, seed, imatrix, algorithm)
+    settings = Settings(to, effort, calibration, memory, threads, seed, imatrix, algorithm, fold, tune)
     goal = Goal(format, bits, size, max_kl, plan, like, tuple(pins))
     job = prepare_job(source, goal, settings, progress)
     used = check_resources(job, output, settings)

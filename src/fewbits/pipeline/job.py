@@ -19,8 +19,9 @@ from fewbits.errors import FewbitsError, PlanError
 from fewbits.export.exporter import Exporter, Layout, OutputTensor
 from fewbits.export.registry import get_exporter
 from fewbits.language_model.packages import require_models_extra
+from fewbits.pipeline.folds import folded, folds_hash
 from fewbits.pipeline.goal import FileSize, Goal, pinned_tensors, rounded_choices
-from fewbits.pipeline.provenance import Provenance, provenance_metadata
+from fewbits.pipeline.provenance import PENDING, Provenance, provenance_metadata
 from fewbits.planning.allocation import build_plan, check_choices, tensor_nbytes, uniform
 from fewbits.planning.byte_size import parse_bytes
 from fewbits.planning.plan import DEFAULT_ALGORITHM, Plan, TensorChoice, parse_choices, read_plan
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 _ALIGNMENTS = 16
 EFFORTS = ("fast", "balanced", "best")
 DEFAULT_EFFORT = "balanced"
+# Those that tune scales and norms at the end.
+TUNED_EFFORTS = ("best",)
 # A user's own default, e.g. fast on a machine without PyTorch.
 EFFORT_VARIABLE = "FEWBITS_EFFORT"
 
@@ -57,6 +60,9 @@ class Settings:
         imatrix: an importance matrix for effort fast to weight its rounding with; None: none.
         algorithm: how codes are chosen, for all quantized tensors where it can run; None: what the effort or the
             plan says.
+        fold: whether the calibrated efforts may move scales of channels from norms and maps into the maps that read
+            them, which makes rounding cost less and changes nothing else (but what adapters trained on it expect).
+        tune: whether scales and norms are trained once the codes are chosen, and kept if that helps; for effort best.
     """
 
     to: str = "gguf"
@@ -67,6 +73,8 @@ class Settings:
     seed: int = 0
     imatrix: str | Path | None = None
     algorithm: str | None = None
+    fold: bool = True
+    tune: bool = False
 
     def __post_init__(self) -> None:
         if self.effort not in EFFORTS:
@@ -82,6 +90,12 @@ class Settings:
                 action="Leave out one of the two",
             )  # fmt: skip
         self._check_algorithm()
+        if self.tune and self.effort not in TUNED_EFFORTS:
+            raise FewbitsError(
+                "--tune is for the slowest effort",
+                found=f"--effort {self.effort}",
+                allowed=", ".join(TUNED_EFFORTS),
+            )
         if self.threads is not None and self.threads < 1:
             raise FewbitsError("--threads is out of range", found=self.threads, allowed="1 or more")
 
@@ -119,6 +133,7 @@ class Job:
         metadata: all of it, provenance included.
         calibration: what is known of the model from calibration; None where nothing asks for it.
         importance: what an importance matrix says of the tensors; None without one.
+        tuned: whether the output holds numbers that were tuned after its codes were chosen.
     """
 
     checkpoint: Checkpoint
@@ -130,6 +145,7 @@ class Job:
     layout: Layout
     calibration: Calibration | None = None
     importance: Importance | None = None
+    tuned: bool = False
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -188,14 +204,19 @@ def prepare(source: str | Path, goal: Goal, settings: Settings, progress: Progre
         if settings.algorithm is not None:
             raise PlanError("--algorithm has no use with --like: the artifact's plan names its algorithms")
         provenance, like = _like(Path(goal.like), provenance)
-        settings = replace(settings, effort=provenance.effort, seed=provenance.seed)
+        fold = bool(provenance.folds) if provenance.calibration else settings.fold
+        settings = replace(
+            settings, effort=provenance.effort, seed=provenance.seed, fold=fold, tune=bool(provenance.tuning)
+        )
     calibration, importance = None, None
     if _asks_for_calibration(goal, settings, like):
         require_models_extra(f"--effort {settings.effort}")
         from fewbits.pipeline.calibrate import calibrate
 
         calibration = calibrate(checkpoint, exporter, tensors, metadata, settings, progress)
-        provenance = _calibrated(provenance, calibration)
+        tuned = settings.tune and settings.effort in TUNED_EFFORTS
+        provenance = replace(_calibrated(provenance, calibration), tuning=PENDING if tuned else "")
+        tensors = folded(tensors, calibration.folds)
     elif settings.imatrix is not None or provenance.imatrix:
         from fewbits.pipeline.importance import read_importance
 
@@ -358,4 +379,7 @@ def _calibrated(provenance: Provenance, calibration: Calibration) -> Provenance:
             allowed=f"{provenance.calibration} (sha256 {provenance.calibration_hash[:12]}…)",
             action="Pass that text with --calibration",
         )
-    return replace(provenance, calibration=calibration.name, calibration_hash=calibration.sha256)
+    return replace(
+        provenance, calibration=calibration.name, calibration_hash=calibration.sha256,
+        folds=folds_hash(calibration.folds) if calibration.folds else "",
+    )  # fmt: skip

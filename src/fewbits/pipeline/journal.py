@@ -5,9 +5,11 @@ Beside OUTPUT lie, until it is whole:
     OUTPUT.fewbits-part       the file itself, each tensor at its final offset; or the folder with such files
     OUTPUT.fewbits-journal    line 1: {"fewbits": 2, "run": <hash of everything that decides the bytes>}
                               then a line per finished tensor: {"tensor": name, "crc32": of each of its parts}
+    OUTPUT.fewbits-tuning     what tuning found, once it is through (see `tuning`)
 
 A line is appended after the tensor's bytes. A torn last line is a tensor that wasn't finished. Anything else
-that doesn't fit is damage and is refused, since going on could end in other bytes.
+that doesn't fit is damage and is refused, since going on could end in other bytes. A finished tensor that is to be
+written again is taken off the list first, {"tensor": name, "open": true}: killed then, a run makes it anew.
 """
 
 from __future__ import annotations
@@ -39,6 +41,11 @@ def part_path(output: Path) -> Path:
 def journal_path(output: Path) -> Path:
     """Where the list of its finished tensors lies."""
     return output.with_name(output.name + ".fewbits-journal")
+
+
+def tuning_path(output: Path) -> Path:
+    """Where the result of tuning lies."""
+    return output.with_name(output.name + ".fewbits-tuning")
 
 
 def replaced_path(output: Path) -> Path:
@@ -112,6 +119,7 @@ class Journal:
         self._open_files(layout, empty=lines is None)
         if lines is None:
             self._undone = []
+            tuning_path(self.output).unlink(missing_ok=True)
             path.write_text(json.dumps({"fewbits": _VERSION, "run": self.run}) + "\n", encoding="utf-8")
         else:
             self.finished = self._check(path, lines[1], layout)
@@ -146,8 +154,10 @@ class Journal:
             return None  # killed while the first line was being written
         try:
             head, *rest = [json.loads(line) for line in whole.split(b"\n")]
-            entries = {str(entry["tensor"]): tuple(int(c) for c in entry["crc32"]) for entry in rest}
-            self._undone = [str(entry["tensor"]) for entry in rest if entry.get("undone")]
+            last = {str(entry["tensor"]): entry for entry in rest}
+            done = {name: entry for name, entry in last.items() if not entry.get("open")}
+            entries = {name: tuple(int(c) for c in entry["crc32"]) for name, entry in done.items()}
+            self._undone = [name for name, entry in done.items() if entry.get("undone")]
             run = str(head["run"])
         except (ValueError, KeyError, TypeError) as error:
             raise self._damaged(path, "a line that isn't a journal entry") from error
@@ -205,6 +215,32 @@ class Journal:
         self.finished[name] = tuple(checksums)
         self._undone += [name] if undone else []
 
+    def reopen(self, name: str) -> bool:
+        """Take a finished tensor off the list, since it is to be written again; whether it was `undone`."""
+        os.write(self._lines, json.dumps({"tensor": name, "open": True}).encode() + b"\n")
+        del self.finished[name]
+        undone = name in self._undone
+        self._undone = [other for other in self._undone if other != name]
+        return undone
+
+    def read(self, region: Region) -> bytes:
+        """The bytes of one part of a tensor as they are on disk now.
+
+        Raises:
+            OutputError: the disk fails.
+        """
+        data = bytearray()
+        try:
+            while len(data) < region.nbytes:
+                left, offset = region.nbytes - len(data), region.offset + len(data)
+                more = os.pread(self._files[region.file], min(left, _READ), offset)
+                if not more:
+                    break
+                data += more
+        except OSError as error:
+            raise OutputError(f"reading {part_path(self.output)} failed", found=error.strerror) from error
+        return bytes(data)
+
     @property
     def undone(self) -> tuple[str, ...]:
         """Finished tensors for which the plan's algorithm wasn't kept."""
@@ -243,6 +279,7 @@ class Journal:
             shutil.rmtree(old, ignore_errors=True)
             self.output.rename(old)
         part_path(self.output).replace(self.output)
+        tuning_path(self.output).unlink(missing_ok=True)
         journal_path(self.output).unlink()
         folder = os.open(self.output.parent, os.O_RDONLY)
         os.fsync(folder)
@@ -257,4 +294,5 @@ class Journal:
             shutil.rmtree(part, ignore_errors=True)
         else:
             part.unlink(missing_ok=True)
+        tuning_path(self.output).unlink(missing_ok=True)
         journal_path(self.output).unlink(missing_ok=True)

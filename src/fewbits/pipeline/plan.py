@@ -31,6 +31,7 @@ def plan(
     threads: int | None = None,
     seed: int = 0,
     algorithm: str | None = None,
+    fold: bool = True,
     progress: Progress | None = None,
 ) -> Plan:
     """The plan that `quantize` would follow for the same arguments, its size exact.
@@ -40,7 +41,7 @@ def plan(
     """
     goal = Goal(format=format, bits=bits, size=size, max_kl=max_kl, pins=tuple(pins))
     settings = Settings(
-        to, effort_or_default(effort), calibration, memory, threads, seed, algorithm=algorithm
+        to, effort_or_default(effort), calibration, memory, threads, seed, algorithm=algorithm, fold=fold
     )
     progress = progress or Silent()
     job = prepare_job(source, goal, settings, progress)
@@ -60,6 +61,7 @@ def frontier(
     memory: str | int = "4GB",
     threads: int | None = None,
     seed: int = 0,
+    fold: bool = True,
     progress: Progress | None = None,
 ) -> list[FilePoint]:
     """For sizes from the smallest that there can be to the best, the least predicted KL divergence.
@@ -74,6 +76,7 @@ def frontier(
         memory: as for `quantize`.
         threads: as for `quantize`.
         seed: of everything random.
+        fold: as for `quantize`.
         progress: receives what is being done.
 
     Returns:
@@ -85,7 +88,7 @@ def frontier(
     """
     if points < 2:
         raise PlanError("too few points for a frontier", found=points, allowed="2 or more")
-    settings = Settings(to, effort, calibration, memory, threads, seed)
+    settings = Settings(to, effort, calibration, memory, threads, seed, fold=fold)
     if effort == "fast":
         raise PlanError(
             "the frontier needs to know the model", found="effort fast", allowed="balanced, best",

@@ -11,6 +11,10 @@ from fewbits.errors import PlanError
 from fewbits.planning.plan import Plan
 from fewbits.version import __version__
 
+# Characters that say what tuning came to: as many before it is known, so that everything has its place.
+TUNING_WIDTH = 64
+PENDING = "pending"
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -24,6 +28,8 @@ class Provenance:
         seed: of everything random.
         calibration: what the calibration text was; empty for effort fast.
         calibration_hash: its sha256.
+        tuning: what tuning the finished numbers came to, "pending" before that; empty if they aren't to be tuned.
+        folds: sha256 of the factors that channels were rescaled with; empty if none were.
         imatrix: what the importance matrix was; empty without one.
         imatrix_hash: the file's sha256.
         version: of fewbits.
@@ -37,6 +43,8 @@ class Provenance:
     seed: int
     calibration: str = ""
     calibration_hash: str = ""
+    folds: str = ""
+    tuning: str = ""
     imatrix: str = ""
     imatrix_hash: str = ""
     version: str = __version__
@@ -58,6 +66,8 @@ class Provenance:
                 seed=int(metadata["fewbits.seed"]),
                 calibration=str(metadata.get("fewbits.calibration.name", "")),
                 calibration_hash=str(metadata.get("fewbits.calibration.hash", "")),
+                folds=str(metadata.get("fewbits.folds.hash", "")),
+                tuning=str(metadata.get("fewbits.tuning", "")).strip(),
                 imatrix=str(metadata.get("fewbits.imatrix.name", "")),
                 imatrix_hash=str(metadata.get("fewbits.imatrix.hash", "")),
                 plan_data=json.loads(metadata["fewbits.plan"]),
@@ -83,6 +93,10 @@ def provenance_metadata(provenance: Provenance, plan: Plan) -> dict[str, Any]:
     if provenance.calibration:
         keys["fewbits.calibration.name"] = provenance.calibration
         keys["fewbits.calibration.hash"] = provenance.calibration_hash
+    if provenance.folds:
+        keys["fewbits.folds.hash"] = provenance.folds
+    if provenance.tuning:
+        keys["fewbits.tuning"] = provenance.tuning[:TUNING_WIDTH].ljust(TUNING_WIDTH)
     if provenance.imatrix:
         keys["fewbits.imatrix.name"] = provenance.imatrix
         keys["fewbits.imatrix.hash"] = provenance.imatrix_hash

@@ -17,6 +17,7 @@ from fewbits.pipeline.goal import Goal
 from fewbits.pipeline.job import Job, Settings, effort_or_default, prepare_job
 from fewbits.pipeline.journal import Journal, part_path
 from fewbits.pipeline.tensors import Chunk, peak_workspace, quantized_chunks
+from fewbits.pipeline.tuning import tune_numbers
 from fewbits.pipeline.verify import verify_output
 from fewbits.pipeline.writing import TensorWriter
 from fewbits.planning.byte_size import format_bytes
@@ -48,6 +49,7 @@ class QuantizeResult:
         warnings: what the user should know.
         effort: that it was made with.
         predicted_kl: nats per token, where prices were measured on the model.
+        tuning: what tuning scales and norms at the end came to; "" if the effort doesn't.
         undone: tensors where the plan's algorithm didn't beat weighted rounding on held-out text, and was undone.
     """
 
@@ -63,6 +65,7 @@ class QuantizeResult:
     warnings: tuple[str, ...]
     effort: str = "fast"
     predicted_kl: float | None = None
+    tuning: str = ""
     undone: tuple[str, ...] = ()
 
     def describe(self) -> str:
@@ -79,6 +82,8 @@ class QuantizeResult:
         ]
         if self.predicted_kl is not None:
             lines.append(f"  predicted KL divergence: {self.predicted_kl:.4f} nats per token (an estimate)")
+        if self.tuning:
+            lines.append(f"  tuning of scales and norms: {self.tuning}")
         if self.undone:
             lines.append(f"  rounded instead, since held-out text said so: {', '.join(self.undone)}")
         return "\n".join(lines)
@@ -103,6 +108,8 @@ def quantize(
     seed: int = 0,
     imatrix: str | Path | None = None,
     algorithm: str | None = None,
+    fold: bool = True,
+    tune: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> QuantizeResult:
@@ -128,6 +135,8 @@ def quantize(
         imatrix: llama.cpp's importance matrix (GGUF) for effort fast to weight its rounding with.
         algorithm: how codes are chosen, in place of what the effort or the plan says: ``rtn``, ``hqq``, and with a
             calibrated effort ``imatrix``, ``gptq``, ``signround``.
+        fold: whether scales of channels may move from norms and maps into the maps that read them (see `Settings`).
+        tune: whether effort best trains scales and norms once the codes are chosen.
         force: replace an existing output, and discard interrupted work of another job.
         progress: receives what is being done.
 
@@ -139,7 +148,7 @@ def quantize(
     output = Path(output)
     check_output(output, force=force, exporter=get_exporter(to))
     effort = effort_or_default(effort, imatrix)
-    settings = Settings(to, effort, calibration, memory, threads, seed, imatrix, algorithm)
+    settings = Settings(to, effort, calibration, memory, threads, seed, imatrix, algorithm, fold, tune)
     goal = Goal(format, bits, size, max_kl, plan, like, tuple(pins))
     job = prepare_job(source, goal, settings, progress)
     workers = check_resources(job, output, settings)
@@ -151,13 +160,14 @@ def quantize(
         if resumed:
             progress.message(f"resuming: {resumed} of {len(job.tensors)} tensors are done")
         run_job(job, journal, workers, progress)
+        job = tuned_job(job, journal, settings, progress)
         verify_output(job, journal, progress)
         journal.publish()
     return QuantizeResult(
         output=str(output), size=job.layout.size, bits_per_weight=job.plan.bits_per_weight, source=str(source),
         source_hash=job.provenance.source_hash, effort=job.provenance.effort,
         formats=dict(Counter(job.plan.formats().values())), fallbacks=fallbacks(job.plan),
-        predicted_kl=job.plan.predicted_kl, undone=journal.undone,
+        predicted_kl=job.plan.predicted_kl, tuning=job.provenance.tuning, undone=journal.undone,
         seconds=round(time.monotonic() - began, 3), resumed=resumed, warnings=job.warnings,
     )  # fmt: skip
 
@@ -175,6 +185,18 @@ def run_job(job: Job, journal: Journal, workers: int, progress: Progress) -> Non
     except CheckpointError:
         journal.discard()
         raise
+
+
+def tuned_job(job: Job, journal: Journal, settings: Settings, progress: Progress) -> Job:
+    """The job after its numbers were tuned, where it asks for that; all its tensors must be finished."""
+    if not job.provenance.tuning or job.calibration is None:
+        return job
+    from fewbits.pipeline.trained import trained_numbers
+
+    tokens = job.calibration.tokens
+    return tune_numbers(
+        job, journal, lambda: trained_numbers(job, tokens, journal, settings, progress), progress
+    )
 
 
 def _chunks(job: Job, tensors: Sequence[OutputTensor], workers: int) -> Iterator[tuple[Chunk, bool]]:

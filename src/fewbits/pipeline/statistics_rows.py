@@ -8,7 +8,7 @@ where these come out tells which row became which.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,17 +19,25 @@ from fewbits.calibration.store import StatisticsStore
 from fewbits.checkpoint.checkpoint import Floats, LazyTensor
 from fewbits.export.exporter import Exporter, OutputTensor
 
+# Between the numbers of a vector's shadow, so that what exporters add to norms (1, or -1) is told from them.
+_SPACING = 4
+
 
 class _Shadow(LazyTensor):
-    """Stands for a tensor [.., N, K] as [.., N, 2]: its number, and the number of the row."""
+    """Stands for a tensor [.., N, K] as [.., N, 2]: its number, and the number of the row.
 
-    def __init__(self, name: str, shape: tuple[int, ...], number: int) -> None:
-        self.name, self.dtype, self.number = name, "F32", number
+    For a vector as one of numbers: its own everywhere, or those of its elements, times `_SPACING`.
+    """
+
+    def __init__(self, name: str, shape: tuple[int, ...], number: int, elements: bool = False) -> None:
+        self.name, self.dtype, self.number, self.elements = name, "F32", number, elements
         self.shape = (*shape[:-1], 2) if len(shape) > 1 else shape
 
     def rows(self, start: int, stop: int) -> Floats:
         if len(self.shape) < 2:
-            return np.zeros((stop - start, self.matrix[1]), np.float32)
+            width = self.matrix[1]
+            numbers = np.arange(width) if self.elements else np.full(width, self.number)
+            return np.repeat(_SPACING * numbers[None].astype(np.float32), stop - start, axis=0)
         numbers = np.arange(start, stop, dtype=np.float32)
         return np.stack([np.full_like(numbers, self.number), numbers], axis=1)
 
@@ -95,6 +103,46 @@ def _place(
         segments = found.setdefault(name, [])
         if all(s.start != start for s in segments):  # a tied head is the embedding once more
             segments.append(Segment(parameter, start, live[order]))
+
+
+@dataclass(frozen=True)
+class VectorPlace:
+    """Where a container holds a vector of the live model.
+
+    Attributes:
+        tensor: the container's.
+        positions: which of its elements each element is, int [n].
+        shift: what is added to the container's numbers to give the live model's.
+    """
+
+    tensor: str
+    positions: npt.NDArray[np.intp]
+    shift: float
+
+
+def vector_places(
+    exporter: Exporter, tensors: Sequence[OutputTensor], metadata: Mapping[str, object], wanted: set[str]
+) -> dict[str, VectorPlace]:
+    """Where a container holds norms and biases, by the live model's names; those spread over several are left out."""
+    numbers, elements = (
+        {
+            name: tensor.read().reshape(-1)
+            for name, tensor in exporter.parameters(shadows, metadata, wanted).items()
+            if name in wanted and len(tensor.shape) == 1
+        }
+        for shadows in (
+            {t.name: _Shadow(t.name, t.shape, i, number) for i, t in enumerate(tensors)}
+            for number in (False, True)
+        )
+    )
+    found = {}
+    for name, values in numbers.items():
+        number = np.rint(values / _SPACING).astype(np.intp)
+        positions = np.rint(elements[name] / _SPACING).astype(np.intp)
+        shift = elements[name] - _SPACING * positions
+        if len(values) and (number == number[0]).all() and (shift == shift[0]).all():
+            found[name] = VectorPlace(tensors[int(number[0])].name, positions, float(shift[0]))
+    return found
 
 
 def segment_statistics(store: StatisticsStore, segment: Segment, start: int, stop: int) -> Statistics:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from fewbits.algorithms import imatrix, rtn
 from fewbits.algorithms.registry import NONE, get_algorithm
 from fewbits.checkpoint.checkpoint import StoredTensor
+from fewbits.checkpoint.dtypes import PLAIN, encode_plain
 from fewbits.errors import CheckpointError
 from fewbits.export.exporter import WHOLE, OutputTensor
 from fewbits.formats import get_format
@@ -31,8 +32,6 @@ CHUNK_ELEMENTS = 1 << 16
 WORK_ARRAYS = 40
 # Chunks waiting to be written, per thread, so that threads don't idle while the writer writes.
 WINDOW = 3
-
-PLAIN = ("F32", "F16", "BF16")
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 PartBytes: TypeAlias = dict[str, Bytes]
@@ -118,17 +117,7 @@ class _PlainEncoder:
 
     def __call__(self, weight: npt.NDArray[np.float32], start: int = 0) -> PartBytes:
         del start
-        return {WHOLE: self._encoded(weight).reshape(-1)}
-
-    def _encoded(self, weight: npt.NDArray[np.float32]) -> Bytes:
-        if self.dtype == "F32":
-            return weight.view(np.uint8)
-        if self.dtype == "F16":
-            with np.errstate(over="ignore"):
-                return np.clip(weight, -65504, 65504).astype(np.float16).view(np.uint8)
-        bits = weight.view(np.uint32)
-        rounded = bits + 0x7FFF + ((bits >> 16) & 1)
-        return (rounded >> 16).astype(np.uint16).view(np.uint8)
+        return {WHOLE: encode_plain(self.dtype, weight).reshape(-1)}
 
 
 def _encoder(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 
+import numpy as np
+
 from fewbits.export.exporter import Layout, Region
 from fewbits.pipeline.journal import Journal
-from fewbits.pipeline.tensors import Chunk
+from fewbits.pipeline.tensors import Bytes, Chunk
 
 
 class TensorWriter:
@@ -19,6 +21,9 @@ class TensorWriter:
         self._parts: Mapping[str, Region] = {}
         self._done: dict[str, int] = {}  # bytes written of each part
         self._checksums: dict[str, int] = {}
+        self._columns: dict[
+            str, list[Bytes]
+        ] = {}  # of parts that are transposed, until the tensor is complete
         self._undone = False
 
     def headers(self) -> None:
@@ -35,10 +40,16 @@ class TensorWriter:
         if not self._parts:
             self._begin(chunk.tensor.name)
         for name, data in chunk.parts.items():
-            if not (self._parts[name].repeated and self._done[name]):
+            if self._parts[name].lines:
+                self._columns.setdefault(name, []).append(data)
+            elif not (self._parts[name].repeated and self._done[name]):
                 self._put(name, data.data)
         self._undone |= not kept
         if chunk.last:
+            for name, pieces in self._columns.items():
+                whole = np.concatenate([p.reshape(self._parts[name].lines, -1) for p in pieces], axis=1)
+                self._put(name, whole.reshape(-1).data)
+            self._columns = {}
             checksums = tuple(self._checksums[name] for name in self._parts)
             self._journal.finish(chunk.tensor.name, checksums, undone=self._undone)
             self._parts = {}

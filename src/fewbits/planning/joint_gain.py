@@ -12,8 +12,11 @@ import numpy as np
 
 from fewbits.algorithms.gptq import DAMP, OUTPUT_SHRINK, factor, regularised
 from fewbits.calibration.statistics import Statistics
+from fewbits.formats.format import Floats
 
 _PART_OF_THE_WAY = 0.6
+# Rows of a matrix that is inverted as it is.
+_SMALL = 64
 
 
 def joint_gain(statistics: Statistics) -> float:
@@ -23,9 +26,21 @@ def joint_gain(statistics: Statistics) -> float:
     kept = whole = 0.0
     for outputs, held_out in zip(statistics.outputs, statistics.held_out_outputs, strict=True):
         order = np.argsort(-np.diagonal(outputs).astype(np.float32), kind="stable")
-        feedback, _ = factor(regularised(outputs, OUTPUT_SHRINK, DAMP)[np.ix_(order, order)])
-        checked = held_out[np.ix_(order, order)].astype(np.float64)
-        errors = np.linalg.inv(feedback.astype(np.float64))
-        kept += float(np.einsum("ij,ij->", errors.T @ checked, errors.T))
-        whole += float(np.trace(checked))
+        feedback, _ = factor(regularised(outputs, OUTPUT_SHRINK, DAMP)[np.ix_(order, order)], np.float32)
+        checked = held_out.astype(np.float32)[np.ix_(order, order)]
+        errors = unit_inverse(feedback)
+        kept += float(np.einsum("ij,ij->", checked @ errors, errors, dtype=np.float64))
+        whole += float(np.trace(checked, dtype=np.float64))
     return min(1.0, kept / whole) ** _PART_OF_THE_WAY if whole > 0 else 1.0
+
+
+def unit_inverse(lower: Floats) -> Floats:
+    """The inverse of a unit lower triangular matrix, float32 [n, n], by halves: what isn't zero costs products only."""
+    if len(lower) <= _SMALL:
+        return np.linalg.inv(lower)
+    half = len(lower) // 2
+    inverse = np.zeros_like(lower)
+    inverse[:half, :half] = unit_inverse(lower[:half, :half])
+    inverse[half:, half:] = unit_inverse(lower[half:, half:])
+    inverse[half:, :half] = -(inverse[half:, half:] @ (lower[half:, :half] @ inverse[:half, :half]))
+    return inverse

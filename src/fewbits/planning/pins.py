@@ -11,11 +11,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from fewbits.checkpoint.dtypes import PLAIN
 from fewbits.errors import PlanError
 from fewbits.formats import get_format
 from fewbits.planning.knapsack import Option
-
-_PLAIN = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def parse_pins(texts: Sequence[str]) -> list[Pin]:
             raise PlanError(
                 "a pin can't be read", found=repr(text), allowed="PATTERN=FORMAT, for example attn_v=Q6_K"
             )
-        pins.append(Pin(pattern, name.upper() if name.upper() in _PLAIN else get_format(name).name))
+        pins.append(Pin(pattern, name.upper() if name.upper() in PLAIN else get_format(name).name))
     return pins
 
 

@@ -13,7 +13,7 @@ What the runtime loses by rounding activations is priced in `activation_prices`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -23,6 +23,7 @@ import numpy.typing as npt
 from fewbits.algorithms import rtn
 from fewbits.calibration.statistics import Statistics, quadratic_loss
 from fewbits.checkpoint.checkpoint import LazyTensor
+from fewbits.checkpoint.dtypes import decode_plain, encode_plain
 from fewbits.formats import Format, QTensor
 
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -210,25 +211,8 @@ def _alike(one: Format[Any], other: Format[Any]) -> bool:
 def price_plain(weight_rows: Floats, sample: RowSample, statistics: Statistics, dtype: str) -> float:
     """Predicted KL divergence in nats per token of the whole tensor in F32, F16 or BF16; arguments as above."""
     weights = statistics.row_importance[sample.rows] * sample.factors
-    error = PLAIN[dtype](weight_rows) - weight_rows
+    error = decode_plain(dtype, encode_plain(dtype, weight_rows)) - weight_rows
     return quadratic_loss(error, statistics.second_moment, weights)
-
-
-def half_precision(weight: Floats) -> Floats:
-    """The nearest numbers that F16 holds, as float32; the largest ones for those beyond."""
-    limit = np.finfo(np.float16).max
-    return np.clip(weight, -limit, limit).astype(np.float16).astype(np.float32)
-
-
-def brain_precision(weight: Floats) -> Floats:
-    """The nearest numbers that BF16 holds, as float32; of two as near the even one."""
-    bits = np.ascontiguousarray(weight).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
-
-
-PLAIN: Mapping[str, Callable[[Floats], Floats]] = {
-    "F32": lambda weight: weight, "F16": half_precision, "BF16": brain_precision
-}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,9 @@ TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 
 # Runtimes compute these as one matrix, or (experts) in one kernel, so they share a format: (pattern, what the
 # pattern's group is called).
+_EXPERTS = (re.compile(r"(.+\.experts)\.\d+\..+"), "all")
 _FUSED = (
-    (re.compile(r"(.+\.experts)\.\d+\..+"), "all"),
+    _EXPERTS,
     (re.compile(r"(.+)\.(?:q_proj|k_proj|v_proj)\.weight"), "qkv"),
     (re.compile(r"(.+)\.(?:gate_proj|up_proj)\.weight"), "gate_up"),
     (re.compile(r"(.+)\.(?:w1|w3)\.weight"), "gate_up"),
@@ -61,9 +62,18 @@ def block_of(name: str) -> int | None:
 
 def fused(names: Iterable[str]) -> list[list[str]]:
     """Groups of two or more of these tensors that a runtime computes together."""
+    return _grouped(names, _FUSED)
+
+
+def experts(names: Iterable[str]) -> list[list[str]]:
+    """Of these tensors, the experts of each block."""
+    return _grouped(names, (_EXPERTS,))
+
+
+def _grouped(names: Iterable[str], rules: Iterable[tuple[re.Pattern[str], str]]) -> list[list[str]]:
     groups: dict[tuple[str, str], list[str]] = {}
     for name in names:
-        for pattern, kind in _FUSED:
+        for pattern, kind in rules:
             if match := pattern.fullmatch(name):
                 groups.setdefault((match[1], kind), []).append(name)
                 break

@@ -8,26 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from fewbits.checkpoint.checkpoint import Checkpoint
+from fewbits.checkpoint.hf_directory import COMPANIONS
 from fewbits.errors import CheckpointError
-from fewbits.export.compressed_tensors.from_gguf import config_from_gguf, tokenizer_files
+from fewbits.export.hugging_face.from_gguf import config_from_gguf, tokenizer_files
 
 CONFIG = "config.json"
 # Written beside the weights if the source has them.
-_COPIED = (
-    "generation_config.json",
-    "tokenizer*.json",
-    "tokenizer*.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.tiktoken",
-    "chat_template*",
-    "additional_chat_templates/*.jinja",
-    "*processor_config.json",
-    "LICENSE*",
-)
-_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
+_COPIED = (*COMPANIONS, "*processor_config.json", "LICENSE*")
+_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "hf_quant_config.json")
 _MADE_BY = "fewbits.version"
 
 

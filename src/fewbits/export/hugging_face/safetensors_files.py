@@ -38,6 +38,7 @@ class Array:
         part: which part.
         content: its bytes, if they are known.
         repeated: see `Region`.
+        transposed: its second axis is the rows of the tensor.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Array:
     part: str
     content: bytes | None = None
     repeated: bool = False
+    transposed: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -54,12 +56,15 @@ class Array:
         return prod(self.shape) * STORAGE[self.dtype].itemsize
 
 
-def place_arrays(tensors: Sequence[Sequence[Array]], metadata: Mapping[str, str]) -> Layout:
+def place_arrays(
+    tensors: Sequence[Sequence[Array]], metadata: Mapping[str, str], framework: str = "pt"
+) -> Layout:
     """Files for these tensors, each given as its arrays, which stay together in one file.
 
     Args:
         tensors: in the order in which they fill the files.
-        metadata: texts for the first file's header; ``format`` is in all of them.
+        metadata: texts for the first file's header.
+        framework: ``format`` in all headers.
     """
     shards = _shards(tensors, SHARD_BYTES)
     names = [SINGLE]
@@ -68,7 +73,7 @@ def place_arrays(tensors: Sequence[Sequence[Array]], metadata: Mapping[str, str]
     files: dict[str, OutputFile] = {}
     parts: dict[str, dict[str, Region]] = {t[0].tensor: {} for t in tensors}
     for file, arrays in zip(names, shards, strict=True):
-        about = {"format": "pt", **(metadata if file == names[0] else {})}
+        about = {"format": framework, **(metadata if file == names[0] else {})}
         files[file], regions = _place_in_file(file, arrays, about)
         for array, region in regions:
             parts[array.tensor][array.part] = region
@@ -106,11 +111,13 @@ def _place_in_file(
     text = json.dumps(entries, separators=(",", ":")).encode()
     text = text.ljust(-(-len(text) // _ALIGNMENT) * _ALIGNMENT)
     header = len(text).to_bytes(8, "little") + text
-    regions = [
-        (array, Region(len(header) + start, array.nbytes, file, array.content, array.repeated))
-        for array, start in placed
-    ]
+    regions = [(array, _region(array, len(header) + start, file)) for array, start in placed]
     return OutputFile(header, len(header) + offset), regions
+
+
+def _region(array: Array, offset: int, file: str) -> Region:
+    lines = array.shape[0] if array.transposed else 0
+    return Region(offset, array.nbytes, file, array.content, array.repeated, lines)
 
 
 def _index(shards: Mapping[str, Sequence[Array]]) -> OutputFile:

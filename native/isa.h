@@ -1,0 +1,30 @@
+// The kernels that this processor runs.
+#pragma once
+
+#include <string>
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include "kernels/columns.h"
+#include "kernels/search.h"
+#include "kernels/visit_codes.h"
+
+namespace fewbits {
+
+template <typename T, std::size_t Rank>
+using Array = nanobind::ndarray<T, nanobind::ndim<Rank>, nanobind::c_contig, nanobind::device::cpu>;
+
+struct Isa {
+    std::string name;
+    VisitCodes visit_codes;
+    const Searches& searches;
+    const ColumnKernels& columns;
+};
+
+const Isa& isa();
+
+void bind_columns(nanobind::module_& module);
+void bind_searches(nanobind::module_& module);
+
+}  // namespace fewbits

@@ -1,0 +1,78 @@
+"""Writes a Hugging Face directory that transformers loads with bitsandbytes, without quantizing again; and PEFT trains.
+
+config.json's ``quantization_config`` is transformers' BitsAndBytesConfig, which knows one kind for the whole model;
+modules that aren't quantized are listed by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fewbits.checkpoint.bitsandbytes import BLOCK, MARKERS, PARTS, ROW_FORMAT, STATE
+from fewbits.checkpoint.packed import WEIGHT
+from fewbits.errors import PlanError
+from fewbits.export.exporter import OutputTensor
+from fewbits.export.hugging_face.directory import HuggingFaceDirectory
+from fewbits.export.hugging_face.safetensors_files import Array
+
+_NF4, _INT8 = "NF4", "BNB_INT8"
+_COMPUTE = "bfloat16"
+# bitsandbytes' number of the layout of 8-bit weights in which rows follow each other, the only one left.
+_ROWS = b"\0"
+
+
+class BitsandbytesExporter(HuggingFaceDirectory):
+    """bitsandbytes' container."""
+
+    name = "bitsandbytes"
+    formats = (_INT8, _NF4)
+    default_format = _NF4
+    markers = MARKERS
+    parts = PARTS
+    column_multiple = BLOCK
+
+    def tied(self, tensors: Iterable[OutputTensor]) -> list[list[str]]:
+        """All of them: the config has one kind for the whole model."""
+        names = [t.name for t in tensors if t.quantizable]
+        return [names] if len(names) > 1 else []
+
+    def description(self, tensors: Sequence[OutputTensor], formats: Mapping[str, str]) -> dict[str, Any]:
+        """The description.
+
+        Raises:
+            PlanError: both formats.
+        """
+        chosen = {formats[t.name] for t in tensors if formats[t.name] in self.formats}
+        if not chosen:
+            return {}
+        if len(chosen) > 1:
+            raise PlanError("bitsandbytes holds one format in a model", found=", ".join(sorted(chosen)))
+        left = [t for t in tensors if t.role == "linear" and formats[t.name] not in self.formats]
+        four = chosen == {_NF4}
+        described = {
+            "_load_in_4bit": four,
+            "_load_in_8bit": not four,
+            "bnb_4bit_compute_dtype": _COMPUTE,
+            "bnb_4bit_quant_storage": "uint8",
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": False,
+            "llm_int8_enable_fp32_cpu_offload": False,
+            "llm_int8_has_fp16_weight": False,
+            "llm_int8_skip_modules": ["lm_head", *(t.name.removesuffix(f".{WEIGHT}") for t in left)],
+            "llm_int8_threshold": 6.0,
+            "load_in_4bit": four,
+            "load_in_8bit": not four,
+            "quant_method": "bitsandbytes",
+        }
+        return {"quantization_config": described}
+
+    def constants(self, tensor: OutputTensor, name: str) -> list[Array]:
+        """What bitsandbytes wants to know of each weight."""
+        prefix = tensor.name.removesuffix(WEIGHT)
+        if name == _INT8:
+            return [Array(prefix + ROW_FORMAT, "U8", (), tensor.name, ROW_FORMAT, content=_ROWS)]
+        state = {"quant_type": "nf4", "blocksize": BLOCK, "dtype": _COMPUTE, "shape": list(tensor.shape)}
+        data = json.dumps(state).encode()
+        return [Array(prefix + STATE, "U8", (len(data),), tensor.name, STATE, content=data)]

@@ -1,0 +1,96 @@
+"""Writes a Hugging Face directory for GPTQ's kernels: vLLM, SGLang, ExLlama, transformers with GPTQModel.
+
+config.json's ``quantization_config`` is GPTQModel's: bits, group_size and sym of most modules, exceptions by module
+under ``dynamic``, where ``-:`` begins the pattern of one that isn't quantized.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fewbits.checkpoint.checkpoint import Checkpoint
+from fewbits.checkpoint.gptq import MARKERS, PARTS, VERSIONS
+from fewbits.checkpoint.packed import WEIGHT
+from fewbits.errors import PlanError
+from fewbits.export.exporter import OutputTensor
+from fewbits.export.hugging_face.directory import HuggingFaceDirectory
+from fewbits.formats import get_format
+from fewbits.formats.gptq import GROUPS, WIDTHS, GptqFormat, gptq_name
+
+_FORMATS = [
+    gptq_name(width, group, symmetric=symmetric)
+    for width in WIDTHS
+    for group in (*GROUPS, 0)
+    for symmetric in (False, True)
+]
+
+
+class GptqExporter(HuggingFaceDirectory):
+    """GPTQ's container."""
+
+    name = "gptq"
+    formats = tuple(_FORMATS)
+    # What Marlin, the kernel of vLLM and SGLang, and every other takes.
+    planned = tuple(gptq_name(width, group, symmetric=True) for width in (8, 4) for group in GROUPS)
+    default_format = "GPTQ4_G128_SYM"
+    markers = MARKERS
+    parts = PARTS
+    row_multiple = 32  # zero points of so many rows fill whole words, whatever the width
+    column_multiple = 32
+
+    def notes(self, checkpoint: Checkpoint, formats: Mapping[str, str]) -> tuple[str, ...]:
+        """Which runtimes don't read the mixture, and which weights stayed as they are."""
+        chosen = {name for name in formats.values() if name in self.formats}
+        mixed = (
+            f"transformers loads gptq in one format only; GPTQModel and vLLM read mixtures such as this of "
+            f"{', '.join(sorted(chosen))}: where a row's length isn't a multiple of the group, name a smaller group",
+        )
+        return (*(mixed if len(chosen) > 1 else ()), *super().notes(checkpoint, formats))
+
+    def description(self, tensors: Sequence[OutputTensor], formats: Mapping[str, str]) -> dict[str, Any]:
+        """GPTQModel's description.
+
+        Raises:
+            PlanError: formats with and without zero points, which are stored in two versions of the container.
+        """
+        chosen = {t.name: get_format(formats[t.name]) for t in tensors if formats[t.name] in self.formats}
+        if not chosen:
+            return {}
+        described = {name: _described(fmt) for name, fmt in chosen.items() if isinstance(fmt, GptqFormat)}
+        if len({d["sym"] for d in described.values()}) > 1:
+            raise PlanError(
+                "gptq can't hold formats with and without _SYM in one model: they are two versions of it",
+                found=", ".join(sorted({fmt.name for fmt in chosen.values()})),
+                action="Let all formats of the plan end in _SYM, or none",
+            )
+        usual = dict(Counter(tuple(d.items()) for d in described.values()).most_common(1)[0][0])
+        dynamic: dict[str, dict[str, Any]] = {}
+        for tensor in tensors:
+            module = re.escape(tensor.name.removesuffix(f".{WEIGHT}"))
+            if tensor.name in described:
+                if described[tensor.name] != usual:
+                    dynamic[f"+:^{module}$"] = described[tensor.name]
+            elif tensor.role == "linear":
+                dynamic[f"-:^{module}$"] = {}
+        return {"quantization_config": _config(usual, dynamic)}
+
+
+def _described(fmt: GptqFormat) -> dict[str, Any]:
+    return {"bits": fmt.width, "group_size": fmt.block or -1, "sym": fmt.symmetric}
+
+
+def _config(usual: Mapping[str, Any], dynamic: Mapping[str, Any]) -> dict[str, Any]:
+    version = VERSIONS[usual["sym"]]
+    return {
+        **usual,
+        "checkpoint_format": version,
+        "format": version,
+        "desc_act": False,
+        **({"dynamic": dict(dynamic)} if dynamic else {}),
+        "lm_head": False,
+        "pack_dtype": "int32",
+        "quant_method": "gptq",
+    }

@@ -1,0 +1,1 @@
+"""Hugging Face directories: what all containers of safetensors files share."""

@@ -1,0 +1,86 @@
+"""Writes a Hugging Face directory as NVIDIA's ModelOpt exports it, for TensorRT-LLM and vLLM.
+
+The description stands twice: in hf_quant_config.json as ModelOpt has it, and in config.json under
+``quantization_config`` in the words of compressed-tensors. Source: nvidia-modelopt, torch/export/quant_utils.py and
+convert_hf_config.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fewbits.checkpoint.modelopt import ALGORITHMS, MARKERS, PARTS
+from fewbits.checkpoint.packed import WEIGHT
+from fewbits.export.exporter import OutputTensor
+from fewbits.export.hugging_face.directory import HuggingFaceDirectory
+from fewbits.version import __version__
+
+_MIXED = "MIXED_PRECISION"
+_HEAD = "lm_head"
+# What config.json says of weights and inputs.
+_GROUPS: Mapping[str, Mapping[str, Any]] = {
+    "MODELOPT_FP8": {
+        "input_activations": {"dynamic": True, "num_bits": 8, "type": "float", "strategy": "token"},
+        "weights": {"dynamic": False, "num_bits": 8, "type": "float", "strategy": "channel"},
+    },
+    "MODELOPT_NVFP4": {"weights": {"dynamic": False, "num_bits": 4, "type": "float", "group_size": 16}},
+    "MODELOPT_INT4_G128": {"weights": {"dynamic": False, "num_bits": 4, "type": "int", "group_size": 128}},
+}
+
+
+class ModelOptExporter(HuggingFaceDirectory):
+    """ModelOpt's container."""
+
+    name = "modelopt"
+    formats = ("MODELOPT_FP8", "MODELOPT_NVFP4", "MODELOPT_INT4_G128")
+    planned = ("MODELOPT_FP8", "MODELOPT_NVFP4")
+    default_format = "MODELOPT_NVFP4"
+    markers = MARKERS
+    parts = PARTS
+    row_multiple = 2
+    column_multiple = 16
+
+    def description(self, tensors: Sequence[OutputTensor], formats: Mapping[str, str]) -> dict[str, Any]:
+        """The description in config.json."""
+        modules: dict[str, list[str]] = {}
+        ignored = [_HEAD]
+        for tensor in tensors:
+            module = tensor.name.removesuffix(f".{WEIGHT}")
+            if formats[tensor.name] in self.formats:
+                modules.setdefault(formats[tensor.name], []).append(module)
+            elif len(tensor.shape) == 2 and tensor.name.endswith(WEIGHT) and tensor.role != "embedding":
+                ignored.append(module)
+        if not modules:
+            return {}
+        one = len(modules) == 1
+        groups = {
+            f"group_{i}": {**_GROUPS[name], "targets": ["Linear"] if one else sorted(modules[name])}
+            for i, name in enumerate(modules)
+        }
+        layers = {module: dict(ALGORITHMS[name]) for name, members in modules.items() for module in members}
+        described = {
+            "config_groups": groups,
+            "ignore": sorted(set(ignored)),
+            "producer": {"name": "fewbits", "version": __version__},
+            **(
+                ALGORITHMS[next(iter(modules))] if one else {"quant_algo": _MIXED, "quantized_layers": layers}
+            ),
+            "quant_method": "modelopt",
+        }
+        return {"quantization_config": described}
+
+    def more_files(self, config: Mapping[str, Any]) -> dict[str, bytes]:
+        """hf_quant_config.json."""
+        described = config.get("quantization_config")
+        if described is None:
+            return {}
+        repeated = ("quant_algo", "group_size", "has_zero_point", "pre_quant_scale", "quantized_layers")
+        quantization = {
+            **{key: described[key] for key in repeated if key in described},
+            "exclude_modules": described["ignore"],
+            "kv_cache_quant_algo": None,
+        }
+        data = {"producer": described["producer"], "quantization": quantization}
+        return {"hf_quant_config.json": (json.dumps(data, indent=2) + "\n").encode()}

@@ -1,0 +1,151 @@
+"""Integers of 2 to 8 bits with a scale, and maybe a zero point, per group of columns, per row or per tensor.
+
+    value = (code - zero) * scale         code, zero in 0 … 2**b - 1;  zero = 2**(b-1) when symmetric
+
+What all containers of such integers compute, without how they lie: subclasses pack them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from fewbits.errors import FormatError
+from fewbits.formats.format import Codes, Floats, Format, LinearPart, Params
+from fewbits.formats.integer_fit import fit_asymmetric, fit_symmetric
+from fewbits.formats.scale_search import denormalise, histogram
+from fewbits.formats.scale_type import ScaleType
+
+Scope = Literal["GROUP", "CHANNEL", "TENSOR"]
+
+
+@dataclass(frozen=True)
+class IntegerParams(Params):
+    """Scale float32 [R] (in pack-quantized formats a bfloat16 value, never 0) and zero point uint8 [R]."""
+
+    scale: Floats
+    zero: Codes
+
+
+class IntegerGrid(Format[IntegerParams]):
+    """Integers with one scale, and unless symmetric one zero point, for each block.
+
+    Attributes:
+        width: bits of a code.
+        scope: what a scale is for.
+        symmetric: whether the zero point is fixed at ``2**(width - 1)``.
+        scales: their dtype.
+    """
+
+    params_type = IntegerParams
+
+    def __init__(self, width: int, scope: Scope, group: int, scales: ScaleType, *, symmetric: bool) -> None:
+        self.width = width
+        self.scope: Scope = scope
+        self.block = group
+        self.scales = scales
+        self.symmetric = symmetric
+        self._bound: IntegerParams | None = None
+
+    @property
+    def numbers(self) -> str:
+        """See `Format.numbers`."""
+        scope = f"G{self.block}" if self.block else self.scope
+        return f"INT{self.width} {scope} {self.scales.name}{' SYM' if self.symmetric else ''}"
+
+    @property
+    def codes(self) -> range:
+        """All numbers of `width` bits."""
+        return range(1 << self.width)
+
+    @property
+    def _middle(self) -> int:
+        return int(1 << (self.width - 1))
+
+    def prepare(self, chunks: Iterable[Floats]) -> IntegerGrid:
+        """For a scale of the whole tensor: a copy whose `fit` returns the best one for these numbers."""
+        if self.scope != "TENSOR":
+            return self
+        bound = copy.copy(self)
+        bound._bound = self._fit(*histogram(chunks))
+        return bound
+
+    def fit(self, weight: Floats, importance: Floats | None = None) -> IntegerParams:
+        """Scales and zero points by candidate search; see `Format.fit`.
+
+        Raises:
+            FormatError: the format has one scale for the whole tensor and `prepare` wasn't called.
+        """
+        if self.scope != "TENSOR":
+            return self._fit(weight, importance)
+        if self._bound is None:
+            raise FormatError(
+                f"{self.name} has one scale for the whole tensor and doesn't know the tensor yet",
+                action="Call prepare(chunks) and use the format that it returns.",
+            )
+        return self._bound.take(np.zeros(weight.shape[0], np.intp))
+
+    def _fit(self, weight: Floats, importance: Floats | None) -> IntegerParams:
+        if self.symmetric:
+            scale = fit_symmetric(weight, importance, self.width, self.scales)
+            return IntegerParams(scale, np.full(scale.shape, self._middle, np.uint8))
+        return IntegerParams(*fit_asymmetric(weight, importance, self.width, self.scales))
+
+    def round(self, weight: Floats, params: IntegerParams, column: int = 0) -> Codes:
+        """Nearest codes, ties to even, saturating: float32 [R, S] -> uint8 [R, S]."""
+        del column
+        # As compressed-tensors computes it, in signed numbers: the same codes in ties and last bits too.
+        with np.errstate(over="ignore"):
+            x = weight / params.scale[:, None]
+        if not self.symmetric:
+            x += params.zero[:, None].astype(np.float32) - np.float32(self._middle)
+        np.maximum(x, np.float32(-self._middle), out=x)
+        np.minimum(x, np.float32(self._middle - 1), out=x)
+        np.rint(x, out=x)
+        x += np.float32(self._middle)
+        return x.astype(np.uint8)
+
+    def decode(self, codes: Codes, params: IntegerParams, column: int = 0) -> Floats:
+        """``(code - zero) * scale``, rounded where the runtime rounds it: uint8 [R, S] -> float32 [R, S]."""
+        del column
+        value = codes.astype(np.float32)
+        value -= params.zero[:, None]
+        value *= params.scale[:, None]
+        return self.scales.round(value) if self.scales.rounds_products else value
+
+    def linear_parts(self) -> tuple[LinearPart[IntegerParams], ...]:
+        """Scale and offset, whose zero point is rounded, then the scale alone; nothing of a whole tensor."""
+        if self.scope == "TENSOR":
+            return ()
+        columns = slice(None)
+        scale_alone = LinearPart[IntegerParams](
+            columns,
+            lambda params: (params.scale,),
+            lambda codes, params: (codes.astype(np.float32) - params.zero[:, None],),
+            lambda params, scales: IntegerParams(self._storable(scales[0]), params.zero),
+        )
+        if self.symmetric:
+            return (scale_alone,)
+        with_offset = LinearPart[IntegerParams](
+            columns,
+            lambda params: (params.scale, -params.scale * params.zero),
+            lambda codes, _: (codes.astype(np.float32), np.ones(codes.shape, np.float32)),
+            lambda _, scales: self._with_offset(*scales),
+        )
+        return with_offset, scale_alone
+
+    def _storable(self, scale: Floats) -> Floats:
+        if not (self.symmetric and self.scales.signed):
+            scale = np.maximum(scale, np.float32(0))
+        exponent = np.zeros(scale.shape, np.int32)
+        return self.scales.store(denormalise(scale, exponent, self.scales.largest / (1 << self.width)))
+
+    def _with_offset(self, scale: Floats, offset: Floats) -> IntegerParams:
+        scale = self._storable(scale)
+        with np.errstate(over="ignore"):
+            zero = np.clip(np.rint(-offset / scale), 0, (1 << self.width) - 1)
+        return IntegerParams(scale, zero.astype(np.uint8))

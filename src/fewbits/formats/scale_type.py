@@ -1,0 +1,57 @@
+"""The dtypes in which containers store scales, and what follows from them for the search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from fewbits.formats.format import Floats
+from fewbits.formats.minifloat import BFLOAT16_MAX, SMALLEST_SCALE, round_bfloat16
+
+FLOAT16_MAX = 65504.0
+# Smallest float16 that isn't 0.
+_FLOAT16_TINY = 2.0**-24
+
+
+@dataclass(frozen=True)
+class ScaleType:
+    """A dtype of scales.
+
+    Attributes:
+        name: as safetensors calls it.
+        round: to the nearest numbers that it holds: float32 of any shape to the same.
+        smallest: magnitude of the smallest scale.
+        largest: magnitude that no product of scale and code exceeds.
+        signed: whether scales may be negative, which gives a symmetric grid's extra code to either side.
+        rounds_products: whether the runtime rounds products to this dtype too.
+    """
+
+    name: str
+    round: Callable[[Floats], Floats]
+    smallest: float
+    largest: float
+    signed: bool
+    rounds_products: bool
+
+    def store(self, scale: Floats) -> Floats:
+        """Scales as they are stored: rounded, none of them 0."""
+        magnitude = np.maximum(np.abs(scale), np.float32(self.smallest))
+        return np.copysign(self.round(magnitude), scale)
+
+
+def round_float16(x: Floats) -> Floats:
+    """The nearest float16 values, as float32 of the same shape; beyond the largest, the largest."""
+    limit = np.float32(FLOAT16_MAX)
+    return np.clip(x, -limit, limit).astype(np.float16).astype(np.float32)
+
+
+def _as_is(x: Floats) -> Floats:
+    return x
+
+
+BFLOAT16 = ScaleType("BF16", round_bfloat16, SMALLEST_SCALE, BFLOAT16_MAX, signed=True, rounds_products=True)
+FLOAT32 = ScaleType("F32", _as_is, SMALLEST_SCALE, BFLOAT16_MAX, signed=False, rounds_products=False)
+# Runtimes multiply in the dtype of the activations, which isn't the format's to know.
+FLOAT16 = ScaleType("F16", round_float16, _FLOAT16_TINY, FLOAT16_MAX, signed=True, rounds_products=False)

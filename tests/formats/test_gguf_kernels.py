@@ -1,0 +1,122 @@
+"""The kernels of the searches find what their specifications find, bit for bit, on every instruction set."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fewbits import _native
+from fewbits.formats import get_format
+
+FORMATS = [
+    *("Q8_0", "Q5_0", "Q4_0", "Q5_1", "Q4_1", "IQ4_NL"),
+    *("Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "IQ4_XS"),
+]
+
+
+def awkward_blocks(block, blocks=37, seed=0):
+    """float32 [blocks, block]: heavy tails, and blocks that are empty, tiny, huge, one-sided or constant."""
+    rng = np.random.default_rng(seed)
+    weight = (rng.standard_t(4, (blocks, block)) * 0.02).astype(np.float32)
+    weight[0] = 0
+    weight[1], weight[1, 3] = 0, 1e30
+    weight[2] = 1e-12
+    weight[3], weight[4] = np.abs(weight[3]), -np.abs(weight[4])
+    weight[5, 5] = 3e3
+    weight[6, : block // 2] = 0
+    weight[7] = 0.25
+    weight[8] *= 1e-7
+    return weight
+
+
+def importances(shape, seed=1):
+    rng = np.random.default_rng(seed)
+    return {
+        "none": None,
+        "of columns": np.exp(rng.normal(0, 1, shape[1])).astype(np.float32),
+        "of weights": np.exp(rng.normal(0, 1.5, shape)).astype(np.float32),
+        "zero": np.zeros(shape[1], np.float32),
+    }
+
+
+def assert_same_bytes(found, expected):
+    assert type(found) is type(expected)
+    for name, array in vars(expected).items():
+        ours = getattr(found, name)
+        assert (ours.dtype, ours.shape) == (array.dtype, array.shape)
+        assert ours.tobytes() == array.tobytes(), name
+
+
+@pytest.mark.parametrize("kind", ["none", "of columns", "of weights", "zero"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_finds_what_the_specification_finds(name, kind):
+    fmt = get_format(name)
+    weight = awkward_blocks(fmt.block)
+    importance = importances(weight.shape)[kind]
+
+    assert_same_bytes(fmt.fit(weight, importance), fmt.specified_fit(weight, importance))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", ["Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "IQ4_XS"])
+def test_finds_what_the_specification_finds_for_a_group(name, weighted):
+    fmt = get_format(name)
+    weight = awkward_blocks(fmt.block)
+    params = fmt.fit(weight)
+    columns = np.ascontiguousarray(weight[:, fmt.group : 2 * fmt.group] + np.float32(0.003))
+    importance = (
+        np.exp(np.random.default_rng(2).normal(size=fmt.group)).astype(np.float32) if weighted else None
+    )
+
+    found = fmt.fit_group(columns, params, 1, importance)
+
+    assert_same_bytes(found, fmt.specified_fit_group(columns, params, 1, importance))
+
+
+SCRIPT = """
+import sys, hashlib
+sys.path.insert(0, {tests!r})
+from test_gguf_kernels import FORMATS, awkward_blocks, importances
+from fewbits import _native
+from fewbits.formats import get_format
+digest = hashlib.sha256()
+for name in FORMATS:
+    fmt = get_format(name)
+    weight = awkward_blocks(fmt.block)
+    for importance in importances(weight.shape).values():
+        params = fmt.fit(weight, importance)
+        if fmt.group < fmt.block:
+            params = fmt.fit_group(weight[:, :fmt.group], params, 0)
+        for array in vars(params).values():
+            digest.update(array.tobytes())
+print(_native.isa(), digest.hexdigest())
+"""
+
+
+def on(isa, script):
+    """What a script prints when the kernels of an instruction set are run; skips where there is none."""
+    environment = {**os.environ, "FEWBITS_ISA": isa} if isa else os.environ
+    ran = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    ).stdout.split()
+    if isa and ran[0] != isa:
+        pytest.skip(f"this processor has no {isa}")
+    return ran[1:]
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2"])
+def test_every_instruction_set_finds_the_same(isa):
+    script = SCRIPT.format(tests=str(Path(__file__).parent))
+
+    assert on(isa, script) == on(None, script)
+
+
+def test_arrays_that_dont_fit_are_refused():
+    weight, places, table = np.zeros((2, 32), np.float32), np.ones(1, np.float32), np.empty(0, np.float32)
+    with pytest.raises(ValueError, match="shapes"):
+        _native.search_scale(weight, None, 32, 1.0, -8, 7, table, -8.0, places, 1, np.empty(3, np.float32))
+    with pytest.raises(ValueError, match="shapes"):
+        _native.search_scale(weight, None, 24, 1.0, -8, 7, table, -8.0, places, 1, np.empty(2, np.float32))
