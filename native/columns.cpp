@@ -10,10 +10,6 @@ namespace {
 using Vector = Array<const float, 1>;
 using Matrix = Array<const float, 2>;
 
-void require(bool fits) {
-    if (!fits) throw nb::value_error("the shapes of the arrays don't fit together");
-}
-
 Columns columns_of(const Array<float, 2>& like, const Array<const std::int32_t, 1>& group, float low, float high,
                    float zero, const Vector& levels, const Array<const std::uint8_t, 1>& codes, const Matrix& scale,
                    const Matrix& minimum) {

@@ -24,6 +24,11 @@ struct Isa {
 
 const Isa& isa();
 
+// Refuses arrays that a kernel can't be given.
+inline void require(bool fits) {
+    if (!fits) throw nanobind::value_error("the shapes of the arrays don't fit together");
+}
+
 void bind_columns(nanobind::module_& module);
 void bind_searches(nanobind::module_& module);
 

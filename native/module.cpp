@@ -32,10 +32,9 @@ std::size_t visit_codes(Array<float, 2> values, Array<std::uint8_t, 2> ranks, Ar
                         Array<float, 2> response) {
     const std::size_t rows = values.shape(0), columns = values.shape(1), groups = grids.shape(1);
     const auto same = [&](const auto& a) { return a.shape(0) == rows && a.shape(1) == columns; };
-    if (!same(ranks) || !same(gradient) || !same(response) || grids.shape(0) != rows || groups == 0 ||
-        columns % groups != 0 || outputs.shape(0) != rows || outputs.shape(1) != rows ||
-        hessian.shape(0) != columns || hessian.shape(1) != columns || grids.shape(2) == 0)
-        throw nb::value_error("the shapes of the arrays don't fit together");
+    require(same(ranks) && same(gradient) && same(response) && grids.shape(0) == rows && groups != 0 &&
+            columns % groups == 0 && outputs.shape(0) == rows && outputs.shape(1) == rows &&
+            hessian.shape(0) == columns && hessian.shape(1) == columns && grids.shape(2) != 0);
     const Codes codes{rows, columns, columns / groups, grids.shape(2), values.data(), ranks.data(),
                       grids.data(), gradient.data(), outputs.data(), hessian.data(), response.data()};
     nb::gil_scoped_release release;

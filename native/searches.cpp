@@ -17,10 +17,6 @@ using Weights = Array<const float, 2>;
 using Importance = std::optional<nb::ndarray<const float, nb::c_contig, nb::device::cpu>>;
 using Vector = Array<const float, 1>;
 
-void require(bool fits) {
-    if (!fits) throw nb::value_error("the shapes of the arrays don't fit together");
-}
-
 bool is_power_of_two(std::size_t n) { return n != 0 && (n & (n - 1)) == 0; }
 
 Blocks blocks_of(const Weights& weight, const Importance& importance, std::size_t group, float largest, float low,

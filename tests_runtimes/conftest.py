@@ -37,6 +37,24 @@ def kl(first, second):
 
 
 @pytest.fixture
+def gptqmodel_logits():
+    """A function: logits [T, V] of a directory in transformers, by GPTQModel's kernels for CPUs and no others."""
+    os.environ["GPTQMODEL_CPU_WORKERS"] = "2"  # its pool asks for two workers, also on small machines
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    def logits(folder, tokens):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16, device_map="cpu")
+        layer = model.model.layers[0].mlp.down_proj
+        assert "Linear" in type(layer).__name__
+        assert type(layer) is not torch.nn.Linear
+        with torch.no_grad():
+            return model(torch.tensor([tokens])).logits[0].float().numpy()
+
+    return logits
+
+
+@pytest.fixture
 def compare(request):
     """Says how near logits [T, V] are to the expected ones, and fails where they aren't.
 

@@ -31,6 +31,9 @@ inline Lanes nearest(Lanes x) { return with_sign_of((magnitude(x) + 0x1p23f) - 0
 // 1 / x, and 0 where x is 0.
 inline Lanes reciprocal(Lanes x) { return x != 0 ? 1.0f / x : Lanes{}; }
 
+// Where a table of the nearest values, one for every half, has its entries for x: floor(2 x) + 256.
+inline Lanes table_position(Lanes x) { return clip(x, all(-127.75f), all(127.75f)) * 2.0f + 256.0f; }
+
 // numerator / denominator for a denominator that isn't negative; 0 for 0 / 0.
 inline Lanes ratio(Lanes numerator, Lanes denominator) { return numerator / larger(denominator, all(1e-37f)); }
 

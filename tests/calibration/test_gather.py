@@ -20,7 +20,8 @@ def few(tokens):
 
 
 def digests(store):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in store.folder.glob("*.npz")}
+    files = [*store.folder.glob("*.npz"), *store.folder.glob("*.folds.json")]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 class Killed(Exception):

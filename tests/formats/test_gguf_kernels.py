@@ -1,8 +1,5 @@
 """The kernels of the searches find what their specifications find, bit for bit, on every instruction set."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +7,7 @@ import pytest
 
 from fewbits import _native
 from fewbits.formats import get_format
+from instruction_sets import printed_on
 
 FORMATS = [
     *("Q8_0", "Q5_0", "Q4_0", "Q5_1", "Q4_1", "IQ4_NL"),
@@ -96,22 +94,11 @@ print(_native.isa(), digest.hexdigest())
 """
 
 
-def on(isa, script):
-    """What a script prints when the kernels of an instruction set are run; skips where there is none."""
-    environment = {**os.environ, "FEWBITS_ISA": isa} if isa else os.environ
-    ran = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
-    ).stdout.split()
-    if isa and ran[0] != isa:
-        pytest.skip(f"this processor has no {isa}")
-    return ran[1:]
-
-
 @pytest.mark.parametrize("isa", ["portable", "avx2"])
 def test_every_instruction_set_finds_the_same(isa):
     script = SCRIPT.format(tests=str(Path(__file__).parent))
 
-    assert on(isa, script) == on(None, script)
+    assert printed_on(isa, script) == printed_on(None, script)
 
 
 def test_arrays_that_dont_fit_are_refused():

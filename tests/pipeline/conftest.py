@@ -6,6 +6,15 @@ import pytest
 import fewbits
 
 
+@pytest.fixture(scope="module")
+def few_tokens(tmp_path_factory):
+    """Calibrated runs of the module share a cache, and take as many tokens as a tiny model needs and its text has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEWBITS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr("fewbits.pipeline.calibrate.TOKENS", {"balanced": 4096, "best": 4096})
+        yield patch
+
+
 @pytest.fixture(scope="session")
 def unseen(sample_text, tmp_path_factory):
     """The same words as in `sample_text` in another order, which calibration hasn't seen."""

@@ -27,12 +27,10 @@ def algorithms(path):
 
 
 @pytest.fixture(scope="module")
-def calibrated(sample_text, tmp_path_factory):
-    """Options of a calibrated run that share a small cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEWBITS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr("fewbits.pipeline.calibrate.TOKENS", {"balanced": 4096, "best": 4096})
-        yield {"effort": "balanced", "calibration": sample_text, "threads": 2}
+def calibrated(sample_text, few_tokens):
+    """Options of a calibrated run."""
+    del few_tokens  # for what it sets
+    return {"effort": "balanced", "calibration": sample_text, "threads": 2}
 
 
 @pytest.fixture

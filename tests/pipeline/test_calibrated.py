@@ -14,19 +14,15 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
-def calibrated(tiny_llama, sample_text, tmp_path_factory):
-    """A function that quantizes the tiny model with calibration, statistics shared in one cache."""
-    cache = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEWBITS_CACHE", str(cache))
-        # A tiny model needs few tokens, and its text has no more.
-        patch.setattr("fewbits.pipeline.calibrate.TOKENS", {"balanced": 4096, "best": 4096})
+def calibrated(tiny_llama, sample_text, few_tokens):
+    """A function that quantizes the tiny model with calibration."""
+    del few_tokens  # for what it sets
 
-        def quantize(output, source=tiny_llama, **options):
-            options.setdefault("effort", "balanced")
-            return fewbits.quantize(source, output, calibration=sample_text, threads=2, **options)
+    def quantize(output, source=tiny_llama, **options):
+        options.setdefault("effort", "balanced")
+        return fewbits.quantize(source, output, calibration=sample_text, threads=2, **options)
 
-        yield quantize
+    return quantize
 
 
 @pytest.mark.parametrize("name", ["Q4_0", "Q3_K"])

@@ -20,21 +20,16 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def best(tiny_llama, sample_text, tmp_path_factory):
-    """A function that quantizes the tiny model with effort best, statistics shared in one cache."""
-    cache = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEWBITS_CACHE", str(cache))
-        patch.setattr("fewbits.pipeline.calibrate.TOKENS", {"balanced": 4096, "best": 8192})
-        patch.setattr("fewbits.pipeline.trained.SCHEDULES", {"best": Schedule(batch=1, passes=3)})
+def best(tiny_llama, sample_text, few_tokens):
+    """A function that quantizes the tiny model with effort best."""
+    few_tokens.setattr("fewbits.pipeline.calibrate.TOKENS", {"balanced": 4096, "best": 8192})
+    few_tokens.setattr("fewbits.pipeline.trained.SCHEDULES", {"best": Schedule(batch=1, passes=3)})
 
-        def quantize(output, source=tiny_llama, **options):
-            options.setdefault("tune", "like" not in options)
-            return fewbits.quantize(
-                source, output, effort="best", calibration=sample_text, threads=1, **options
-            )
+    def quantize(output, source=tiny_llama, **options):
+        options.setdefault("tune", "like" not in options)
+        return fewbits.quantize(source, output, effort="best", calibration=sample_text, threads=1, **options)
 
-        yield quantize
+    return quantize
 
 
 def content(path):

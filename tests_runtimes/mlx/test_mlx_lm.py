@@ -16,7 +16,6 @@ def test_logits_are_those_of_our_weights(artifact, compare):
     tokens = expected["tokens"].tolist()
     answer = [r.token for r in stream_generate(model, tokenizer, tokens, max_tokens=4)]
     assert answer[0] == int(model(mx.array([tokens]))[0, -1].argmax())
-    model.set_dtype(
-        mx.float32
-    )  # scales and biases too, exactly: what remains is the arithmetic of activations
+    # Scales and biases too, exactly: what remains is the arithmetic of activations.
+    model.set_dtype(mx.float32)
     compare(np.array(model(mx.array([tokens])))[0], expected, share=1e-3, floor=1e-6)

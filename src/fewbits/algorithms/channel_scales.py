@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fewbits.calibration.statistics import Floats, Statistics
+from fewbits.calibration.statistics import Floats, Statistics, mean_square_peaks
 
 _ITERATIONS = 10
 # Beyond this, a channel is more likely an accident of the calibration text.
@@ -143,6 +143,6 @@ def _inputs(statistics: Statistics, block: int) -> Floats | None:
     if not block or sample is None or not len(sample) or block not in statistics.peaks:
         return None
     x = sample.astype(np.float32)
-    peaks = float(np.square(np.abs(x).reshape(len(x), -1, block).max(axis=2)).mean(axis=0).sum())
+    peaks = float(mean_square_peaks(x, block).sum())
     whole = float(statistics.peaks[block].sum())
     return x * np.float32(np.sqrt(whole / peaks)) if peaks > 0 else None

@@ -20,8 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fewbits.algorithms.columns import LARGEST_ERROR as LARGEST_ERROR
-from fewbits.algorithms.columns import PANEL, move_panel
+from fewbits.algorithms.columns import LARGEST_ERROR, PANEL, move_panel
 from fewbits.algorithms.least_squares import least_squares
 from fewbits.formats import Format, QTensor
 from fewbits.formats.format import Codes, Floats, LinearPart, Params

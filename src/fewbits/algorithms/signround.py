@@ -26,7 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fewbits.algorithms import gptq
-from fewbits.algorithms.coordinate_descent import LARGEST_ERROR, descend
+from fewbits.algorithms.columns import LARGEST_ERROR
+from fewbits.algorithms.coordinate_descent import descend
 from fewbits.algorithms.joint_descent import descend_jointly
 from fewbits.calibration.statistics import Statistics
 from fewbits.formats import Format, QTensor

@@ -35,6 +35,9 @@ _TOKENS = 16
 # What is added to a norm's weight before it multiplies: nothing, or 1 (Gemma).
 _OFFSETS = (0.0, 1.0)
 
+# A tensor, factors that broadcast over it, and what is added before and taken away after.
+_Change = tuple[Tensor, Tensor, float]
+
 
 def block_folds(model: BlockwiseModel, index: int, like: Iterable[Fold] = ()) -> list[Fold]:
     """The folds of a filled block.
@@ -63,17 +66,17 @@ def head_fold(model: BlockwiseModel, width: int) -> Fold | None:
     hidden = _random(1, _TOKENS, width)
     with model.final_norm() as norm, torch.no_grad():
         before = norm(hidden)
-        for name, parameter in skeleton.model.named_parameters():
+        parameters = dict(skeleton.model.named_parameters())
+        for name, parameter in parameters.items():
             if parameter.is_meta or parameter.shape != (width,) or name.endswith(".bias"):
                 continue
-            bias = _bias_of(name, dict(skeleton.model.named_parameters()))
+            bias = _bias_of(name, parameters)
             for offset in _OFFSETS:
                 scales = _scales(width)
-                with _scaled([(parameter, scales, offset), *((b, scales, 0.0) for b in bias.values())]):
+                with _multiplied(_of_producer(parameter, parameters.get(bias), scales, offset)):
                     after = norm(hidden)
                 if _same(after, before * scales):
-                    rows = np.arange(width)
-                    return Fold(name, next(iter(bias), ""), offset, (skeleton.head,), rows)
+                    return Fold(name, bias, offset, (skeleton.head,), np.arange(width))
     return None
 
 
@@ -142,7 +145,7 @@ class _Trial:
         scales = torch.ones(len(parameter))
         scales[rows] = _scales(count)
         bias = _bias_of(producer, self.parameters)
-        with _scaled([(parameter, scales, offset), *((b, scales, 0.0) for b in bias.values())]):
+        with _multiplied(_of_producer(parameter, self.parameters.get(bias), scales, offset)):
             inputs, _ = self._run(self._alone)
         readers: dict[str, npt.NDArray[np.intp]] = {}
         for name, before in self._inputs.items():
@@ -161,7 +164,7 @@ class _Trial:
             name for name, (_, k) in self.maps.items() if "#" in name and k == len(where) and name not in same
         )
         for consumers in (same, (*same, *experts)):
-            fold = Fold(producer, next(iter(bias), ""), offset, consumers, where)
+            fold = Fold(producer, bias, offset, consumers, where)
             if self.holds(fold):
                 return fold
         return None
@@ -178,11 +181,9 @@ class _Trial:
         made = torch.ones(len(producer))
         used = np.unique(fold.rows)
         made[used] = 2.0 ** torch.randint(-1, 2, (len(used),), generator=generator)
-        changes = [(producer, made, fold.offset)]
-        if fold.bias:
-            changes.append((self.parameters[fold.bias], made, 0.0))
-        columns = 1 / made[fold.rows]
-        with _scaled(changes), _columns_scaled([self._matrix(name) for name in fold.consumers], columns):
+        changes = _of_producer(producer, self.parameters.get(fold.bias), made, fold.offset)
+        changes += [(self._matrix(name), 1 / made[fold.rows], 0.0) for name in fold.consumers]
+        with _multiplied(changes):
             _, output = self._run(self._together)
         return _same(output, self._output)
 
@@ -232,10 +233,10 @@ def _expert_folds(trial: _Trial) -> list[Fold]:
     return found
 
 
-def _bias_of(name: str, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    """The bias beside a weight, by its name; empty where there is none."""
+def _bias_of(name: str, parameters: Mapping[str, nn.Parameter]) -> str:
+    """Name of the bias beside a weight; empty where there is none."""
     bias = f"{name.removesuffix('.weight')}.bias"
-    return {bias: parameters[bias]} if name.endswith(".weight") and bias in parameters else {}
+    return bias if name.endswith(".weight") and bias in parameters else ""
 
 
 def _made_by(before: Tensor, after: Tensor, scales: Tensor) -> npt.NDArray[np.intp] | None:
@@ -273,33 +274,22 @@ def _random(*shape: int) -> Tensor:
 
 
 @contextmanager
-def _scaled(changes: Iterable[tuple[Tensor, Tensor, float]]) -> Iterator[None]:
-    """Rows of parameters times scales, after an offset is added and before it is taken away; undone at the end."""
+def _multiplied(changes: Iterable[_Change]) -> Iterator[None]:
+    """Tensors changed for a while; undone at the end."""
     kept = []
     try:
         with torch.no_grad():
-            for parameter, scales, offset in changes:
-                kept.append((parameter, parameter.clone()))
-                factors = scales.reshape(-1, *[1] * (parameter.dim() - 1))
-                parameter.add_(offset).mul_(factors).sub_(offset)
+            for tensor, factors, offset in changes:
+                kept.append((tensor, tensor.clone()))
+                tensor.add_(offset).mul_(factors).sub_(offset)
         yield
     finally:
         with torch.no_grad():
-            for parameter, before in kept:
-                parameter.copy_(before)
+            for tensor, before in reversed(kept):
+                tensor.copy_(before)
 
 
-@contextmanager
-def _columns_scaled(matrices: Iterable[Tensor], columns: Tensor) -> Iterator[None]:
-    """Columns of matrices [N, K] times numbers [K]; undone at the end."""
-    kept = []
-    try:
-        with torch.no_grad():
-            for matrix in matrices:
-                kept.append((matrix, matrix.clone()))
-                matrix.mul_(columns)
-        yield
-    finally:
-        with torch.no_grad():
-            for matrix, before in kept:
-                matrix.copy_(before)
+def _of_producer(tensor: Tensor, bias: Tensor | None, scales: Tensor, offset: float) -> list[_Change]:
+    """Rows (of vectors: elements) of a producer and its bias times scales."""
+    rows = scales.reshape(-1, *[1] * (tensor.dim() - 1))
+    return [(tensor, rows, offset), *([] if bias is None else [(bias, scales, 0.0)])]

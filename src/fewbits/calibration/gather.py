@@ -162,6 +162,8 @@ def _head(run: _Run) -> None:
     boundaries, model = run.boundaries, run.model
     if any(boundaries.has("gradient", index) for index in range(run.last + 1)):
         return
+    fold = head_fold(model, boundaries.shape[2])
+    run.store.save_folds(model.skeleton.head, [fold.as_data()] if fold else [])
     head = Head(model, run.tokens.seed)
     with model.final_norm() as norm, boundaries.writing("gradient", run.last) as append:
         for start, stop, held_out in run.batches():
@@ -172,8 +174,6 @@ def _head(run: _Run) -> None:
             (gradient,) = torch.autograd.grad(normed, hidden, flat.reshape(normed.shape))
             append(gradient)
         _save_head(boundaries.folder, head)
-    fold = head_fold(model, boundaries.shape[2])
-    run.store.save_folds(model.skeleton.head, [fold.as_data()] if fold else [])
     boundaries.remove("hidden", run.last)
 
 

@@ -116,14 +116,14 @@ def _rescaled_inputs(
     after = before * factors
     found = {}
     for size, total in peaks.items():
-        old, new = (_mean_square_peaks(x, size) for x in (before, after))
+        old, new = (mean_square_peaks(x, size) for x in (before, after))
         growth = np.divide(new, old, out=np.ones_like(new), where=old > 0)
         found[size] = total * growth * np.float32(mean)
     largest = float(np.abs(after).max()) or 1.0
     return (after / largest).astype(np.float16), found
 
 
-def _mean_square_peaks(x: Floats, size: int) -> Floats:
+def mean_square_peaks(x: Floats, size: int) -> Floats:
     """Mean over tokens of the largest square in each block: float32 [T, K] -> [K / size]."""
     peaks: Floats = np.square(np.abs(x).reshape(len(x), -1, size).max(axis=2)).mean(axis=0)
     return peaks

@@ -6,12 +6,10 @@ quantized are listed by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fewbits.checkpoint.awq import MARKERS, PARTS
-from fewbits.checkpoint.packed import WEIGHT
-from fewbits.errors import PlanError
 from fewbits.export.exporter import OutputTensor
 from fewbits.export.hugging_face.directory import HuggingFaceDirectory
 from fewbits.formats import get_format
@@ -24,15 +22,11 @@ class AwqExporter(HuggingFaceDirectory):
     name = "awq"
     formats = tuple(f"AWQ4_G{group}" for group in GROUPS)
     default_format = "AWQ4_G128"
+    one_format = True
     markers = MARKERS
     parts = PARTS
     row_multiple = 8  # eight rows are one word
     column_multiple = 32
-
-    def tied(self, tensors: Iterable[OutputTensor]) -> list[list[str]]:
-        """All of them: the config has one format for the whole model."""
-        names = [t.name for t in tensors if t.quantizable]
-        return [names] if len(names) > 1 else []
 
     def description(self, tensors: Sequence[OutputTensor], formats: Mapping[str, str]) -> dict[str, Any]:
         """AutoAWQ's description.
@@ -40,17 +34,13 @@ class AwqExporter(HuggingFaceDirectory):
         Raises:
             PlanError: several formats.
         """
-        chosen = {formats[t.name] for t in tensors if formats[t.name] in self.formats}
+        chosen = set(self.formats_used(tensors, formats).values())
         if not chosen:
             return {}
-        if len(chosen) > 1:
-            raise PlanError("awq holds one format in a model", found=", ".join(sorted(chosen)))
-        left = [t for t in tensors if t.role == "linear" and formats[t.name] not in self.formats]
-        names = [t.name.removesuffix(f".{WEIGHT}") for t in left]
         described = {
             "bits": 4,
             "group_size": get_format(*chosen).block,
-            "modules_to_not_convert": ["lm_head", *names],
+            "modules_to_not_convert": ["lm_head", *self.linear_left(tensors, formats)],
             "quant_method": "awq",
             "version": "gemm",
             "zero_point": True,

@@ -7,12 +7,11 @@ modules that aren't quantized are listed by name.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fewbits.checkpoint.bitsandbytes import BLOCK, MARKERS, PARTS, ROW_FORMAT, STATE
 from fewbits.checkpoint.packed import WEIGHT
-from fewbits.errors import PlanError
 from fewbits.export.exporter import OutputTensor
 from fewbits.export.hugging_face.directory import HuggingFaceDirectory
 from fewbits.export.hugging_face.safetensors_files import Array
@@ -29,14 +28,10 @@ class BitsandbytesExporter(HuggingFaceDirectory):
     name = "bitsandbytes"
     formats = (_INT8, _NF4)
     default_format = _NF4
+    one_format = True
     markers = MARKERS
     parts = PARTS
     column_multiple = BLOCK
-
-    def tied(self, tensors: Iterable[OutputTensor]) -> list[list[str]]:
-        """All of them: the config has one kind for the whole model."""
-        names = [t.name for t in tensors if t.quantizable]
-        return [names] if len(names) > 1 else []
 
     def description(self, tensors: Sequence[OutputTensor], formats: Mapping[str, str]) -> dict[str, Any]:
         """The description.
@@ -44,12 +39,9 @@ class BitsandbytesExporter(HuggingFaceDirectory):
         Raises:
             PlanError: both formats.
         """
-        chosen = {formats[t.name] for t in tensors if formats[t.name] in self.formats}
+        chosen = set(self.formats_used(tensors, formats).values())
         if not chosen:
             return {}
-        if len(chosen) > 1:
-            raise PlanError("bitsandbytes holds one format in a model", found=", ".join(sorted(chosen)))
-        left = [t for t in tensors if t.role == "linear" and formats[t.name] not in self.formats]
         four = chosen == {_NF4}
         described = {
             "_load_in_4bit": four,
@@ -60,7 +52,7 @@ class BitsandbytesExporter(HuggingFaceDirectory):
             "bnb_4bit_use_double_quant": False,
             "llm_int8_enable_fp32_cpu_offload": False,
             "llm_int8_has_fp16_weight": False,
-            "llm_int8_skip_modules": ["lm_head", *(t.name.removesuffix(f".{WEIGHT}") for t in left)],
+            "llm_int8_skip_modules": ["lm_head", *self.linear_left(tensors, formats)],
             "llm_int8_threshold": 6.0,
             "load_in_4bit": four,
             "load_in_8bit": not four,

@@ -7,16 +7,14 @@ under ``dynamic``, where ``-:`` begins the pattern of one that isn't quantized.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fewbits.checkpoint.checkpoint import Checkpoint
 from fewbits.checkpoint.gptq import MARKERS, PARTS, VERSIONS
-from fewbits.checkpoint.packed import WEIGHT
 from fewbits.errors import PlanError
 from fewbits.export.exporter import OutputTensor
-from fewbits.export.hugging_face.directory import HuggingFaceDirectory
+from fewbits.export.hugging_face.directory import HuggingFaceDirectory, module_of, usual
 from fewbits.formats import get_format
 from fewbits.formats.gptq import GROUPS, WIDTHS, GptqFormat, gptq_name
 
@@ -56,7 +54,7 @@ class GptqExporter(HuggingFaceDirectory):
         Raises:
             PlanError: formats with and without zero points, which are stored in two versions of the container.
         """
-        chosen = {t.name: get_format(formats[t.name]) for t in tensors if formats[t.name] in self.formats}
+        chosen = {name: get_format(fmt) for name, fmt in self.formats_used(tensors, formats).items()}
         if not chosen:
             return {}
         described = {name: _described(fmt) for name, fmt in chosen.items() if isinstance(fmt, GptqFormat)}
@@ -66,26 +64,26 @@ class GptqExporter(HuggingFaceDirectory):
                 found=", ".join(sorted({fmt.name for fmt in chosen.values()})),
                 action="Let all formats of the plan end in _SYM, or none",
             )
-        usual = dict(Counter(tuple(d.items()) for d in described.values()).most_common(1)[0][0])
+        most = usual(described.values())
         dynamic: dict[str, dict[str, Any]] = {}
         for tensor in tensors:
-            module = re.escape(tensor.name.removesuffix(f".{WEIGHT}"))
+            module = re.escape(module_of(tensor))
             if tensor.name in described:
-                if described[tensor.name] != usual:
+                if described[tensor.name] != most:
                     dynamic[f"+:^{module}$"] = described[tensor.name]
             elif tensor.role == "linear":
                 dynamic[f"-:^{module}$"] = {}
-        return {"quantization_config": _config(usual, dynamic)}
+        return {"quantization_config": _config(most, dynamic)}
 
 
 def _described(fmt: GptqFormat) -> dict[str, Any]:
     return {"bits": fmt.width, "group_size": fmt.block or -1, "sym": fmt.symmetric}
 
 
-def _config(usual: Mapping[str, Any], dynamic: Mapping[str, Any]) -> dict[str, Any]:
-    version = VERSIONS[usual["sym"]]
+def _config(most: Mapping[str, Any], dynamic: Mapping[str, Any]) -> dict[str, Any]:
+    version = VERSIONS[most["sym"]]
     return {
-        **usual,
+        **most,
         "checkpoint_format": version,
         "format": version,
         "desc_act": False,

@@ -6,14 +6,12 @@ under ``quantization_config``, what most modules have and by name what differs; 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fewbits.checkpoint.mlx import MARKERS, PARTS
-from fewbits.checkpoint.packed import WEIGHT
 from fewbits.export.exporter import OutputTensor
-from fewbits.export.hugging_face.directory import HuggingFaceDirectory
+from fewbits.export.hugging_face.directory import HuggingFaceDirectory, module_of, usual
 from fewbits.export.hugging_face.naming_rules import experts
 from fewbits.formats import get_format
 from fewbits.formats.mlx import GROUPS, WIDTHS, AffineFormat, affine_name
@@ -46,15 +44,12 @@ class MlxExporter(HuggingFaceDirectory):
 
     def description(self, tensors: Sequence[OutputTensor], formats: Mapping[str, str]) -> dict[str, Any]:
         """mlx-lm's description."""
-        chosen = {
-            t.name.removesuffix(f".{WEIGHT}"): _described(formats[t.name])
-            for t in tensors
-            if formats[t.name] in self.formats
-        }
+        used = self.formats_used(tensors, formats)
+        chosen = {module_of(t): _described(used[t.name]) for t in tensors if t.name in used}
         if not chosen:
             return {}
-        usual = dict(Counter(tuple(d.items()) for d in chosen.values()).most_common(1)[0][0])
-        described = {**usual, **{module: d for module, d in chosen.items() if d != usual}}
+        most = usual(chosen.values())
+        described = {**most, **{module: d for module, d in chosen.items() if d != most}}
         return {"quantization": described, "quantization_config": described}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from fewbits.checkpoint.modelopt import ALGORITHMS, MARKERS, PARTS
 from fewbits.checkpoint.packed import WEIGHT
 from fewbits.export.exporter import OutputTensor
-from fewbits.export.hugging_face.directory import HuggingFaceDirectory
+from fewbits.export.hugging_face.directory import HuggingFaceDirectory, module_of
 from fewbits.version import __version__
 
 _MIXED = "MIXED_PRECISION"
@@ -47,7 +47,7 @@ class ModelOptExporter(HuggingFaceDirectory):
         modules: dict[str, list[str]] = {}
         ignored = [_HEAD]
         for tensor in tensors:
-            module = tensor.name.removesuffix(f".{WEIGHT}")
+            module = module_of(tensor)
             if formats[tensor.name] in self.formats:
                 modules.setdefault(formats[tensor.name], []).append(module)
             elif len(tensor.shape) == 2 and tensor.name.endswith(WEIGHT) and tensor.role != "embedding":

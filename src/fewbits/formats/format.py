@@ -56,10 +56,8 @@ _DTYPES = {
     "uint8": "U8", "int8": "I8", "uint16": "U16", "int32": "I32", "uint32": "U32", "int64": "I64",
     "float16": "F16", "float32": "F32",
 }  # fmt: skip
-_ITEM_BYTES = {
-    "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "BF16": 2, "F16": 2,
-    "I32": 4, "U32": 4, "F32": 4, "I64": 8,
-}  # fmt: skip
+_ITEM_BYTES = {name: np.dtype(held).itemsize for held, name in _DTYPES.items()}
+_ITEM_BYTES |= {"BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 
 
 @dataclass(frozen=True)
@@ -204,14 +202,6 @@ class Format(ABC, Generic[P]):
         """
         del weight, group, importance
         return params
-
-    @property
-    def numbers(self) -> str:
-        """What codes and params stand for.
-
-        Formats that share it differ only in `pack`, so what one holds can be packed by the other as it is.
-        """
-        return self.name
 
     def scaled_grid(self, params: P, groups: slice) -> ScaledGrid | None:
         """What the columns of some groups of each block are rounded to, bit for bit; None for any other rule.

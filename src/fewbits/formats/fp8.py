@@ -11,9 +11,8 @@ no parameters that several rows share.
 
 from __future__ import annotations
 
-import copy
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -23,19 +22,18 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fewbits.errors import FormatError
-from fewbits.formats.format import Codes, Floats, Format, LinearPart, Params, Parts
+from fewbits.formats.format import Codes, Floats, LinearPart, Params, Parts
 from fewbits.formats.minifloat import BFLOAT16_MAX, E4M3, E5M2, Minifloat
 from fewbits.formats.registry import register_family
 from fewbits.formats.scale_search import (
     ScaleSearch,
     denormalise,
-    histogram,
     normalise,
     relative_importance,
     storable,
     tiles,
 )
+from fewbits.formats.tensor_scope import TENSOR, TensorScope
 
 # A floating-point grid repeats itself with every factor of 2, so one octave of scales is all there is to
 # try; below 1 the largest weights are clipped.
@@ -51,7 +49,7 @@ class FP8Params(Params):
     scale: Floats
 
 
-class FP8Format(Format[FP8Params]):
+class FP8Format(TensorScope[FP8Params]):
     """FP8 numbers times one scale for each row or for the tensor.
 
     Attributes:
@@ -69,31 +67,7 @@ class FP8Format(Format[FP8Params]):
         self.name = f"FP8_{grid.name}_{scope}"
         self.fallback = None
         self.part_dtypes = {"weight": f"F8_{grid.name}"}
-        self.tensor_parts = ("weight_scale",) if scope == "TENSOR" else ()
-        self._bound: FP8Params | None = None
-
-    def prepare(self, chunks: Iterable[Floats]) -> FP8Format:
-        """For a scale of the whole tensor: a copy whose `fit` returns the best one for these numbers."""
-        if self.scope != "TENSOR":
-            return self
-        bound = copy.copy(self)
-        bound._bound = self._fit(*histogram(chunks))
-        return bound
-
-    def fit(self, weight: Floats, importance: Floats | None = None) -> FP8Params:
-        """Scales by candidate search; see `Format.fit`.
-
-        Raises:
-            FormatError: the format has one scale for the whole tensor and `prepare` wasn't called.
-        """
-        if self.scope != "TENSOR":
-            return self._fit(weight, importance)
-        if self._bound is None:
-            raise FormatError(
-                f"{self.name} has one scale for the whole tensor and doesn't know the tensor yet",
-                action="Call prepare(chunks) and use the format that it returns.",
-            )
-        return self._bound.take(np.zeros(weight.shape[0], np.intp))
+        self.tensor_parts = ("weight_scale",) if scope == TENSOR else ()
 
     def _fit(self, weight: Floats, importance: Floats | None) -> FP8Params:
         grid = self.grid
@@ -129,7 +103,7 @@ class FP8Format(Format[FP8Params]):
 
     def linear_parts(self) -> tuple[LinearPart[FP8Params], ...]:
         """The scale of a channel; that of a tensor isn't one row's to change."""
-        if self.scope == "TENSOR":
+        if self.scope == TENSOR:
             return ()
         largest = BFLOAT16_MAX / self.grid.maximum
         return (
@@ -143,7 +117,7 @@ class FP8Format(Format[FP8Params]):
 
     def pack(self, codes: Codes, params: FP8Params) -> Parts:
         """``weight`` FP8 as uint8 [N, K]; ``weight_scale`` float32 [N, 1], or [1] for the tensor."""
-        scale = params.scale[:1] if self.scope == "TENSOR" else params.scale[:, None]
+        scale = params.scale[:1] if self.scope == TENSOR else params.scale[:, None]
         return {"weight": codes, "weight_scale": np.ascontiguousarray(scale)}
 
     def unpack(
@@ -157,7 +131,7 @@ class FP8Format(Format[FP8Params]):
         """Exact bytes of codes and scales."""
         self.block_of(shape[-1])
         rows = prod(shape[:-1])
-        return rows * shape[-1] + 4 * (1 if self.scope == "TENSOR" else rows)
+        return rows * shape[-1] + 4 * (1 if self.scope == TENSOR else rows)
 
 
 @cache

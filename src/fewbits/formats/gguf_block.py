@@ -221,11 +221,6 @@ class BlockFormat(Format[P]):
         return prod(shape) // self.block * self.block_bytes
 
 
-def half(values: Floats) -> Floats:
-    """The nearest numbers that a float16 holds, as float32; finite, since a scale must be."""
-    return np.clip(values, -65504, 65504).astype(np.float16).astype(np.float32)
-
-
 def half_bytes(values: Floats) -> Bytes:
     """Numbers that a float16 holds, float32 [R] -> uint8 [R, 2], little-endian."""
     return values.astype("<f2").view(np.uint8).reshape(-1, 2)

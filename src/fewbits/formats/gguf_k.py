@@ -23,7 +23,6 @@ from fewbits.formats.gguf_block import (
     Grid,
     fold,
     from_half_bytes,
-    half,
     half_bytes,
     per_column,
     reciprocal,
@@ -37,6 +36,7 @@ from fewbits.formats.gguf_super_search import (
     search_group_scale,
     search_super_scale,
 )
+from fewbits.formats.minifloat import round_float16
 from fewbits.formats.registry import register
 
 # Candidates, as in gguf_legacy.py. The first place of a signed grid is plain rounding.
@@ -157,7 +157,7 @@ class SuperScaleFormat(BlockFormat[SuperScaleParams]):
             lambda codes, params: (
                 self.grid.decode(codes) * np.repeat(params.sub.astype(np.float32), self.group, axis=1),
             ),
-            lambda params, scales: replace(params, d=half(scales[0])),
+            lambda params, scales: replace(params, d=round_float16(scales[0])),
         )
         return (*map(self._sub_part, range(groups)), whole)
 
@@ -266,7 +266,7 @@ class SuperAffineFormat(BlockFormat[SuperAffineParams]):
                 self.grid.decode(codes) * np.repeat(params.sub.astype(np.float32), self.group, axis=1),
                 -np.repeat(params.low.astype(np.float32), self.group, axis=1),
             ),
-            lambda params, scales: replace(params, d=half(scales[0]), dmin=half(scales[1])),
+            lambda params, scales: replace(params, d=round_float16(scales[0]), dmin=round_float16(scales[1])),
         )
         return (*map(self._pair_part, range(self.block // self.group)), whole)
 

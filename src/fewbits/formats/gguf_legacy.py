@@ -18,7 +18,6 @@ from fewbits.formats.gguf_block import (
     Grid,
     fold,
     from_half_bytes,
-    half,
     half_bytes,
     reciprocal,
     unfold,
@@ -36,6 +35,7 @@ from fewbits.formats.gguf_search import (
     signed_peak,
     trims,
 )
+from fewbits.formats.minifloat import round_float16
 from fewbits.formats.registry import register
 
 
@@ -107,7 +107,7 @@ class ScaleFormat(BlockFormat[ScaleParams]):
 
     def _search(self, weight: Floats, importance: Floats | None) -> ScaleParams:
         tile = Tile(weight, importance, self.grid)
-        start = half(signed_peak(weight) / np.float32(self.plain))
+        start = round_float16(signed_peak(weight) / np.float32(self.plain))
         scale, _ = search_scale(tile, self.places[importance is not None])
         return ScaleParams(settle_scale(tile, start, scale, self.refits)[0])
 
@@ -142,7 +142,7 @@ class ScaleFormat(BlockFormat[ScaleParams]):
                 slice(0, self.block),
                 lambda params: (params.d,),
                 lambda codes, _: (self.grid.decode(codes),),
-                lambda _, scales: ScaleParams(half(scales[0])),
+                lambda _, scales: ScaleParams(round_float16(scales[0])),
             ),
         )
 
@@ -169,7 +169,7 @@ class AffineFormat(BlockFormat[AffineParams]):
         tile = Tile(weight - middle, importance, self.grid)
         found = search_affine(tile, self.cuts[importance is not None], zero_in_range=False)
         tile = Tile(weight, importance, self.grid)
-        plain = half((high - low) / self.grid.high), half(low)
+        plain = round_float16((high - low) / self.grid.high), round_float16(low)
         scale, bias = settle_affine(tile, plain, (found[0], found[1] + middle), REFITS)
         return AffineParams(scale[0], bias[0])
 
@@ -206,7 +206,7 @@ class AffineFormat(BlockFormat[AffineParams]):
                 slice(0, self.block),
                 lambda params: (params.d, params.m),
                 lambda codes, _: (self.grid.decode(codes), np.ones(codes.shape, np.float32)),
-                lambda _, scales: AffineParams(half(scales[0]), half(scales[1])),
+                lambda _, scales: AffineParams(round_float16(scales[0]), round_float16(scales[1])),
             ),
         )
 

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fewbits.formats.format import Codes, Floats
-from fewbits.formats.gguf_block import Grid, half, reciprocal
+from fewbits.formats.gguf_block import Grid, reciprocal
+from fewbits.formats.minifloat import round_float16
 
 # Below this a weight is zero in every format with a float16 scale (its smallest step is 2**-24).
 SMALLEST = np.float32(2.0**-30)
@@ -256,7 +257,7 @@ def settle_scale(tile: Tile, start: Floats, scale: Floats, refits: int) -> Float
     """
     best_scale, best = start, tile.error(start)
     for _ in range(refits):
-        scale = half(scale)
+        scale = round_float16(scale)
         error = tile.error(scale)
         better = error < best
         best_scale, best = np.where(better, scale, best_scale), np.where(better, error, best)
@@ -333,7 +334,7 @@ def settle_affine(
     best = tile.error(*start)
     scale, bias = found
     for _ in range(refits):
-        scale, bias = half(scale), half(bias)
+        scale, bias = round_float16(scale), round_float16(bias)
         error = tile.error(scale, bias)
         better = error < best
         best = np.where(better, error, best)

@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fewbits.formats.format import Floats
-from fewbits.formats.gguf_block import Grid, half, reciprocal
+from fewbits.formats.gguf_block import Grid, reciprocal
 from fewbits.formats.gguf_search import Tile, ratio, search_affine, search_scale, signed_peak, total
+from fewbits.formats.minifloat import round_float16
 
 # Sub-scales tried around the nearest one when a single group is fitted to a given d.
 GROUP_WINDOW = 1
@@ -94,7 +95,7 @@ def search_super_scale(
 
 def _plain_super_scale(tile: Tile, place: float, super_place: float, limits: tuple[int, int]) -> SuperScales:
     scale = signed_peak(tile.weight) / np.float32(place)
-    d = half(signed_peak(scale) / np.float32(super_place))
+    d = round_float16(signed_peak(scale) / np.float32(super_place))
     return SuperScales(d, _nearest(scale, d, *limits))
 
 
@@ -110,10 +111,10 @@ def _rank_super_scales(
     peak = signed_peak(scale)
     costs = np.empty((len(super_places), *peak.shape), np.float32)
     for place, cost in zip(super_places, costs, strict=True):
-        d = half(peak / np.float32(place))
+        d = round_float16(peak / np.float32(place))
         off = d * _nearest(scale, d, *limits) - scale
         cost[...] = total(off * off * curvature)
-    d = half(peak / np.array(super_places, np.float32)[costs.argmin(axis=0)])
+    d = round_float16(peak / np.array(super_places, np.float32)[costs.argmin(axis=0)])
     return SuperScales(d, _nearest(scale, d, *limits))
 
 
@@ -142,7 +143,7 @@ def _refit_super_scale(tile: Tile, current: SuperScales) -> Floats:
     _, square = tile.code_moments()
     cross, _ = tile.residual_moments(scale)
     step = ratio(total(current.sub * cross), total(current.sub * current.sub * square))
-    return half(current.d + step)
+    return round_float16(current.d + step)
 
 
 def search_super_affine(
@@ -209,7 +210,7 @@ def search_both_ways(
 def _plain_super_affine(tile: Tile, highest: int) -> SuperAffine:
     bottom = np.minimum(tile.weight.min(axis=0), 0)
     scale = (np.maximum(tile.weight.max(axis=0), 0) - bottom) / tile.grid.high
-    d, dmin = half(scale.max(axis=0) / highest), half(-bottom.min(axis=0) / highest)
+    d, dmin = round_float16(scale.max(axis=0) / highest), round_float16(-bottom.min(axis=0) / highest)
     return SuperAffine(d, dmin, _nearest(scale, d, 0, highest), _nearest(-bottom, dmin, 0, highest))
 
 
@@ -230,12 +231,12 @@ def _rank_super_affine(
     least = np.full(peak.shape, np.inf, np.float32)
     best_d, best_dmin = np.zeros_like(peak), np.zeros_like(peak)
     for place in super_places:
-        d = half(peak / np.float32(place))
+        d = round_float16(peak / np.float32(place))
         off = d * _nearest(scale, d, 0, highest) - scale
         target = lean * off - bias
         of_scale = off * off * variance
         for place_low in super_places:
-            dmin = half(peak_low / np.float32(place_low))
+            dmin = round_float16(peak_low / np.float32(place_low))
             off_low = dmin * _nearest(target, dmin, 0, highest) - target
             cost = total(of_scale + off_low * off_low * weights)
             better = cost < least
@@ -280,7 +281,10 @@ def _refit_super_affine(tile: Tile, current: SuperAffine) -> SuperAffine:
     step, step_low = (c * u + b * v) * inverse, (b * u + a * v) * inverse
     alone = ratio(u, a)
     return SuperAffine(
-        half(current.d + np.where(regular, step, alone)), half(current.dmin + step_low), sub, low
+        round_float16(current.d + np.where(regular, step, alone)),
+        round_float16(current.dmin + step_low),
+        sub,
+        low,
     )
 
 

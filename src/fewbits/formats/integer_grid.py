@@ -7,18 +7,16 @@ What all containers of such integers compute, without how they lie: subclasses p
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from fewbits.errors import FormatError
-from fewbits.formats.format import Codes, Floats, Format, LinearPart, Params
+from fewbits.formats.format import Codes, Floats, LinearPart, Params
 from fewbits.formats.integer_fit import fit_asymmetric, fit_symmetric
-from fewbits.formats.scale_search import denormalise, histogram
+from fewbits.formats.scale_search import denormalise
 from fewbits.formats.scale_type import ScaleType
+from fewbits.formats.tensor_scope import TENSOR, TensorScope
 
 Scope = Literal["GROUP", "CHANNEL", "TENSOR"]
 
@@ -31,7 +29,7 @@ class IntegerParams(Params):
     zero: Codes
 
 
-class IntegerGrid(Format[IntegerParams]):
+class IntegerGrid(TensorScope[IntegerParams]):
     """Integers with one scale, and unless symmetric one zero point, for each block.
 
     Attributes:
@@ -49,13 +47,6 @@ class IntegerGrid(Format[IntegerParams]):
         self.block = group
         self.scales = scales
         self.symmetric = symmetric
-        self._bound: IntegerParams | None = None
-
-    @property
-    def numbers(self) -> str:
-        """See `Format.numbers`."""
-        scope = f"G{self.block}" if self.block else self.scope
-        return f"INT{self.width} {scope} {self.scales.name}{' SYM' if self.symmetric else ''}"
 
     @property
     def codes(self) -> range:
@@ -65,29 +56,6 @@ class IntegerGrid(Format[IntegerParams]):
     @property
     def _middle(self) -> int:
         return int(1 << (self.width - 1))
-
-    def prepare(self, chunks: Iterable[Floats]) -> IntegerGrid:
-        """For a scale of the whole tensor: a copy whose `fit` returns the best one for these numbers."""
-        if self.scope != "TENSOR":
-            return self
-        bound = copy.copy(self)
-        bound._bound = self._fit(*histogram(chunks))
-        return bound
-
-    def fit(self, weight: Floats, importance: Floats | None = None) -> IntegerParams:
-        """Scales and zero points by candidate search; see `Format.fit`.
-
-        Raises:
-            FormatError: the format has one scale for the whole tensor and `prepare` wasn't called.
-        """
-        if self.scope != "TENSOR":
-            return self._fit(weight, importance)
-        if self._bound is None:
-            raise FormatError(
-                f"{self.name} has one scale for the whole tensor and doesn't know the tensor yet",
-                action="Call prepare(chunks) and use the format that it returns.",
-            )
-        return self._bound.take(np.zeros(weight.shape[0], np.intp))
 
     def _fit(self, weight: Floats, importance: Floats | None) -> IntegerParams:
         if self.symmetric:
@@ -119,7 +87,7 @@ class IntegerGrid(Format[IntegerParams]):
 
     def linear_parts(self) -> tuple[LinearPart[IntegerParams], ...]:
         """Scale and offset, whose zero point is rounded, then the scale alone; nothing of a whole tensor."""
-        if self.scope == "TENSOR":
+        if self.scope == TENSOR:
             return ()
         columns = slice(None)
         scale_alone = LinearPart[IntegerParams](

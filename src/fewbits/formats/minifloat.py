@@ -18,6 +18,8 @@ from fewbits.formats.format import Codes, Floats
 # Largest finite bfloat16. Scales are capped so that no code decodes to more than this.
 BFLOAT16_MAX = float(np.uint32(0x7F7F0000).view(np.float32))
 
+FLOAT16_MAX = 65504.0
+
 # Smallest normal float32 and bfloat16. No scale is smaller: GPU kernels flush subnormal numbers to zero.
 SMALLEST_SCALE = 2.0**-126
 
@@ -31,6 +33,11 @@ def round_bfloat16(x: Floats) -> Floats:
     odd += bits
     odd &= np.uint32(0xFFFF0000)
     return odd.view(np.float32)
+
+
+def round_float16(x: Floats) -> Floats:
+    """The nearest float16 values, as float32 of the same shape; beyond the largest, the largest."""
+    return np.clip(x, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16).astype(np.float32)
 
 
 def bfloat16_bits(x: Floats) -> npt.NDArray[np.uint16]:

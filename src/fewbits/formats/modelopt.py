@@ -39,11 +39,6 @@ class ModelOptFP8Format(FP8Format):
         super().__init__(E4M3, "CHANNEL")
         self.name = "MODELOPT_FP8"
 
-    @property
-    def numbers(self) -> str:
-        """Those of compressed-tensors' FP8."""
-        return "FP8_E4M3_CHANNEL"
-
     def pack(self, codes: Codes, params: FP8Params) -> Parts:
         """The arrays above, of some rows."""
         return {"weight": codes, "weight_scale": np.ascontiguousarray(params.scale)}

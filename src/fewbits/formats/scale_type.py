@@ -8,9 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from fewbits.formats.format import Floats
-from fewbits.formats.minifloat import BFLOAT16_MAX, SMALLEST_SCALE, round_bfloat16
+from fewbits.formats.minifloat import (
+    BFLOAT16_MAX,
+    FLOAT16_MAX,
+    SMALLEST_SCALE,
+    round_bfloat16,
+    round_float16,
+)
 
-FLOAT16_MAX = 65504.0
 # Smallest float16 that isn't 0.
 _FLOAT16_TINY = 2.0**-24
 
@@ -39,12 +44,6 @@ class ScaleType:
         """Scales as they are stored: rounded, none of them 0."""
         magnitude = np.maximum(np.abs(scale), np.float32(self.smallest))
         return np.copysign(self.round(magnitude), scale)
-
-
-def round_float16(x: Floats) -> Floats:
-    """The nearest float16 values, as float32 of the same shape; beyond the largest, the largest."""
-    limit = np.float32(FLOAT16_MAX)
-    return np.clip(x, -limit, limit).astype(np.float16).astype(np.float32)
 
 
 def _as_is(x: Floats) -> Floats:

@@ -214,8 +214,7 @@ def prepare(source: str | Path, goal: Goal, settings: Settings, progress: Progre
         from fewbits.pipeline.calibrate import calibrate
 
         calibration = calibrate(checkpoint, exporter, tensors, metadata, settings, progress)
-        tuned = settings.tune and settings.effort in TUNED_EFFORTS
-        provenance = replace(_calibrated(provenance, calibration), tuning=PENDING if tuned else "")
+        provenance = replace(_calibrated(provenance, calibration), tuning=PENDING if settings.tune else "")
         tensors = folded(tensors, calibration.folds)
     elif settings.imatrix is not None or provenance.imatrix:
         from fewbits.pipeline.importance import read_importance

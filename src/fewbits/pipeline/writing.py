@@ -21,9 +21,8 @@ class TensorWriter:
         self._parts: Mapping[str, Region] = {}
         self._done: dict[str, int] = {}  # bytes written of each part
         self._checksums: dict[str, int] = {}
-        self._columns: dict[
-            str, list[Bytes]
-        ] = {}  # of parts that are transposed, until the tensor is complete
+        # Of parts that are transposed, until the tensor is complete.
+        self._columns: dict[str, list[Bytes]] = {}
         self._undone = False
 
     def headers(self) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from fewbits.architectures import parameters_of_directory, to_published
 from fewbits.checkpoint.checkpoint import Checkpoint, LazyTensor, StoredTensor
 from fewbits.checkpoint.dtypes import PLAIN, STORAGE
 from fewbits.checkpoint.packed import WEIGHT, owner_of, quantized_modules
-from fewbits.errors import ArchitectureError, CheckpointError, VerificationError
+from fewbits.errors import ArchitectureError, CheckpointError, PlanError, VerificationError
 from fewbits.export.exporter import WHOLE, Exporter, Layout, OutputFile, OutputTensor, Region
 from fewbits.export.hugging_face.naming_rules import TRANSPOSED, block_of, fused, role_of
 from fewbits.export.hugging_face.safetensors_files import Array, place_arrays, read_placed
@@ -42,6 +43,7 @@ class HuggingFaceDirectory(Exporter):
         row_multiple: tensors whose number of rows isn't a multiple of it stay in floating point.
         column_multiple: likewise for columns.
         framework: what the files' metadata say that they are for.
+        one_format: whether the config has one format for all quantized modules of a model.
     """
 
     folder = True
@@ -51,6 +53,7 @@ class HuggingFaceDirectory(Exporter):
     row_multiple: int = 1
     column_multiple: int = 1
     framework: str = "pt"
+    one_format: bool = False
 
     @abstractmethod
     def description(self, tensors: Sequence[OutputTensor], formats: Mapping[str, str]) -> dict[str, Any]:
@@ -112,8 +115,27 @@ class HuggingFaceDirectory(Exporter):
         return tuple(notes)
 
     def tied(self, tensors: Iterable[OutputTensor]) -> list[list[str]]:
-        """Projections that runtimes fuse, and all experts of a block."""
-        return fused(t.name for t in tensors if t.quantizable)
+        """Projections that runtimes fuse, and all experts of a block; everything where there is one format."""
+        names = [t.name for t in tensors if t.quantizable]
+        if self.one_format:
+            return [names] if len(names) > 1 else []
+        return fused(names)
+
+    def formats_used(self, tensors: Iterable[OutputTensor], formats: Mapping[str, str]) -> dict[str, str]:
+        """Of the quantized tensors, name -> format.
+
+        Raises:
+            PlanError: several formats where the container has one for all.
+        """
+        found = {t.name: formats[t.name] for t in tensors if formats[t.name] in self.formats}
+        if self.one_format and len(set(found.values())) > 1:
+            names = ", ".join(sorted(set(found.values())))
+            raise PlanError(f"{self.name} holds one format in a model", found=names)
+        return found
+
+    def linear_left(self, tensors: Iterable[OutputTensor], formats: Mapping[str, str]) -> list[str]:
+        """The linear modules that aren't quantized."""
+        return [module_of(t) for t in tensors if t.role == "linear" and formats[t.name] not in self.formats]
 
     def layout(
         self, tensors: list[OutputTensor], formats: Mapping[str, str], metadata: Mapping[str, Any]
@@ -199,6 +221,16 @@ class HuggingFaceDirectory(Exporter):
     def foreign(self, path: Path) -> list[str]:
         """Files that are no part of a model that fewbits made."""
         return foreign_files(path)
+
+
+def module_of(tensor: OutputTensor) -> str:
+    """Name of the module whose weight a tensor is."""
+    return tensor.name.removesuffix(f".{WEIGHT}")
+
+
+def usual(descriptions: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The commonest of descriptions of modules, of which there is at least one."""
+    return dict(Counter(tuple(d.items()) for d in descriptions).most_common(1)[0][0])
 
 
 def _plain_dtype(tensor: LazyTensor) -> str:
