@@ -9,6 +9,7 @@ FewbitsError                 exit status 2
 ├── PlanError                a plan file that doesn't fit the source
 │   └── BudgetError          a size or a bit width that can't be reached
 ├── OutputError              the output exists, the disk is full, the folder can't be written
+├── ExportError              a runtime's library can't write this model, or isn't the version that is known
 ├── ResumeError              work left by an earlier run is damaged
 ├── VerificationError        what was written doesn't read back as what was meant
 ├── EvaluationError          models or texts that can't be compared
@@ -67,6 +68,10 @@ class BudgetError(PlanError):
 
 class OutputError(FewbitsError):
     """The output can't be written where it was asked for."""
+
+
+class ExportError(FewbitsError):
+    """A runtime's library couldn't write the model."""
 
 
 class ResumeError(FewbitsError):
