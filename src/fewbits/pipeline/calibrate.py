@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from fewbits.pipeline.calibrated import (
     open_tensors,
     statistics_of,
     worker_pool,
+    workers_within,
 )
 from fewbits.pipeline.folds import (
     Folds,
@@ -102,7 +103,7 @@ def _choose_folds(
     placed = placed_folds(exporter, tensors, metadata, open_store(material.store))
     progress.stage("scaling channels", len(placed), "folds")
     found = []
-    with worker_pool(settings.cores) as pool:
+    with worker_pool(workers_within(tensors, settings.cores, settings.memory_bytes)) as pool:
         for fold, future in [(fold, pool.submit(_scales, material, fold)) for fold in placed]:
             found.append((fold, future.result()))
             progress.advance(1)
@@ -142,7 +143,7 @@ def prices(
     found = _cached(file)
     if not found:
         tasks: list[_Request] = [(name, names, None) for name, names in useful.items()]
-        found = dict(zip(useful, _measure(calibration, tasks, near, settings, progress), strict=True))
+        found = dict(zip(useful, _measure(calibration, known, tasks, near, settings, progress), strict=True))
         _keep(file, found)
     # Apart, so that what is pinned in one run has no influence on another's prices.
     file = file.with_name(f"pinned-{file.name}")
@@ -151,7 +152,9 @@ def prices(
     todo = {t: f for t, f in names.items() if f not in found[t] and f not in also.get(t, {})}
     if todo:
         tasks = [(tensor, useful[tensor], name) for tensor, name in todo.items()]
-        for tensor, price in zip(todo, _measure(calibration, tasks, near, settings, progress), strict=True):
+        for tensor, price in zip(
+            todo, _measure(calibration, known, tasks, near, settings, progress), strict=True
+        ):
             also.setdefault(tensor, {})[todo[tensor]] = price[todo[tensor]]
         _keep(file, also)
     for tensor, name in names.items():
@@ -172,6 +175,7 @@ def _keep(file: Path, found: Prices) -> None:
 
 def _measure(
     calibration: Calibration,
+    tensors: Iterable[OutputTensor],
     tasks: Sequence[_Request],
     near: float | None,
     settings: Settings,
@@ -180,7 +184,9 @@ def _measure(
     """The prices of (tensor, formats, format that it must get) in worker processes."""
     progress.stage("pricing", len(tasks), "tensors")
     material, found = calibration.material, []
-    with worker_pool(settings.cores) as pool:
+    priced = {name for name, *_ in tasks}
+    workers = workers_within((t for t in tensors if t.name in priced), settings.cores, settings.memory_bytes)
+    with worker_pool(workers) as pool:
         futures = [
             pool.submit(_price, material, name, calibration.segments[name], formats, near, pinned)
             for name, formats, pinned in tasks

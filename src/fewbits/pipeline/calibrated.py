@@ -29,6 +29,7 @@ from fewbits.export.exporter import OutputTensor
 from fewbits.export.registry import get_exporter
 from fewbits.formats import get_format
 from fewbits.pipeline.folds import Folds, folded, load_folds
+from fewbits.pipeline.memory import BASE_MEMORY, TORCH_MEMORY
 from fewbits.pipeline.statistics_rows import Segment, segment_statistics
 from fewbits.pipeline.tensors import CHUNK_ELEMENTS, Chunk, PartBytes, not_finite, part_bytes
 from fewbits.planning.plan import TensorChoice
@@ -205,11 +206,20 @@ def _finish(tensor: OutputTensor, task: _Task, last: bool, future: Future[Any]) 
     return Chunk(tensor, parts, (task.stop - task.start) * tensor.shape[-1], last), kept
 
 
-def calibrated_memory(tensors: Iterable[OutputTensor], workers: int, base: int) -> int:
-    """Bytes that the workers hold at once, at most; `base` is that of a process without work."""
+def workers_within(tensors: Iterable[OutputTensor], workers: int, memory: int) -> int:
+    """How many of so many workers may run at once so that they and the process that plans stay within `memory`.
+
+    At least 1: less isn't possible.
+    """
+    room = memory - BASE_MEMORY - TORCH_MEMORY
+    return max(1, min(workers, room // max(1, calibrated_memory(tensors, 1))))
+
+
+def calibrated_memory(tensors: Iterable[OutputTensor], workers: int) -> int:
+    """Bytes that the workers hold at once, at most."""
     largest = 0
     for tensor in tensors:
         rows, columns = tensor.source.matrix
         rows = min(rows, max(32, TASK_WEIGHTS // max(columns, 1)))
         largest = max(largest, 4 * (TASK_ARRAYS * rows * columns + SQUARE_ARRAYS * columns * columns))
-    return workers * (base + largest)
+    return workers * (BASE_MEMORY + largest)

@@ -16,6 +16,7 @@ from fewbits.export.registry import get_exporter
 from fewbits.pipeline.goal import Goal
 from fewbits.pipeline.job import Job, Settings, effort_or_default, prepare_job
 from fewbits.pipeline.journal import Journal, part_path
+from fewbits.pipeline.memory import BASE_MEMORY, TORCH_MEMORY
 from fewbits.pipeline.tensors import Chunk, peak_workspace, quantized_chunks
 from fewbits.pipeline.tuning import tune_numbers
 from fewbits.pipeline.verify import verify_output
@@ -24,10 +25,6 @@ from fewbits.planning.byte_size import format_bytes
 from fewbits.planning.plan import Plan
 from fewbits.progress import Progress, Silent
 
-# Resident size of the interpreter with NumPy and the formats loaded, measured on Linux x86-64.
-BASE_MEMORY = 150_000_000
-# What PyTorch and transformers add to the process that plans a calibrated run.
-TORCH_MEMORY = 500_000_000
 # Numbers of metadata held twice while the header is made (the tokenizer's strings as Python objects).
 HEADER_COPIES = 12
 
@@ -282,4 +279,4 @@ def predicted_memory(job: Job, workers: int) -> int:
     from fewbits.pipeline.calibrated import calibrated_memory
 
     calibrated = [t for t in job.tensors if needs_statistics(job.plan.tensors[t.name].algorithm)]
-    return own + TORCH_MEMORY + calibrated_memory(calibrated, workers, BASE_MEMORY)
+    return own + TORCH_MEMORY + calibrated_memory(calibrated, workers)
