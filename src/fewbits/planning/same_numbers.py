@@ -1,0 +1,161 @@
+"""Which formats of a container hold what a source holds already, exactly, without quantizing again.
+
+Every tensor is read once; formats that can't take over some of its rows are crossed out. Of those that are left for all
+tensors of a source's format, the one with the fewest bits is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fewbits.checkpoint.codes import quantized_format, quantized_rows
+from fewbits.checkpoint.dtypes import PLAIN, decode_plain, encode_plain
+from fewbits.errors import FormatError, PlanError
+from fewbits.export.exporter import Exporter, OutputTensor
+from fewbits.formats import get_format
+from fewbits.formats.numbers import Numbers, numbers_of, taken_over
+from fewbits.planning.allocation import tensor_nbytes
+from fewbits.progress import Progress
+
+CHUNK_ELEMENTS = 1 << 18
+_NAMED = 3
+
+
+@dataclass
+class Candidates:
+    """Formats and dtypes that may hold a tensor.
+
+    Attributes:
+        tensor: the container's.
+        left: names of those that held all rows so far.
+        reasons: of the others, name -> why not.
+    """
+
+    tensor: OutputTensor
+    left: list[str]
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def cross_out(self, name: str, reason: str) -> None:
+        """This one can't."""
+        self.left.remove(name)
+        self.reasons[name] = reason
+
+
+def same_formats(tensors: Sequence[OutputTensor], exporter: Exporter, progress: Progress) -> dict[str, str]:
+    """The format or dtype of each tensor in which the container holds the source's numbers.
+
+    Raises:
+        PlanError: some tensors' can't be held; the message names the first of them, and says why.
+    """
+    progress.stage("comparing", sum(t.source.matrix[0] * t.source.matrix[1] for t in tensors), "weights")
+    found = {}
+    for tensor in tensors:
+        found[tensor.name] = _candidates(tensor, exporter)
+        progress.advance(tensor.source.matrix[0] * tensor.source.matrix[1], tensor.name)
+    if refused := [c for c in found.values() if not c.left]:
+        raise _refusal(refused, exporter)
+    return _chosen(found, tensors, exporter)
+
+
+def _candidates(tensor: OutputTensor, exporter: Exporter) -> Candidates:
+    own = quantized_format(tensor.source)
+    if own is None or not tensor.quantizable:
+        return _plain(tensor, exporter, stored=own)
+    candidates = Candidates(tensor, [*exporter.formats])
+    for numbers, shape in _numbers(candidates):
+        for name in [*candidates.left]:
+            try:
+                taken_over(numbers, get_format(name), shape)
+            except FormatError as error:
+                candidates.cross_out(name, error.what)
+        if not candidates.left:
+            break
+    return candidates
+
+
+def _numbers(candidates: Candidates) -> Iterator[tuple[Numbers, tuple[int, int]]]:
+    """Of all rows, chunk by chunk; ends where no candidate is left."""
+    source = candidates.tensor.source
+    rows, columns = source.matrix
+    # Rows that any format packs together.
+    step = max(32, CHUNK_ELEMENTS // columns // 32 * 32)
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        try:
+            yield numbers_of(quantized_rows(source, start, stop)), (stop - start, columns)
+        except FormatError as error:
+            for name in [*candidates.left]:
+                candidates.cross_out(name, error.what)
+            return
+
+
+def _plain(tensor: OutputTensor, exporter: Exporter, stored: str | None) -> Candidates:
+    """What isn't quantized, or mustn't be: in its own dtype, or in the smallest that holds it."""
+    if stored is None and tensor.source.dtype == tensor.plain:
+        return Candidates(tensor, [tensor.plain])
+    names = [name for name in ("BF16", "F16", "F32") if name in exporter.plain_formats]
+    if stored is None and tensor.plain in names:
+        names = [tensor.plain, *(name for name in names if name != tensor.plain)]
+    candidates = Candidates(tensor, names)
+    for chunk in tensor.source.chunks(CHUNK_ELEMENTS):
+        for name in [*candidates.left]:
+            if not np.array_equal(decode_plain(name, encode_plain(name, chunk)).reshape(chunk.shape), chunk):
+                candidates.cross_out(name, f"its numbers aren't numbers of {name}")
+    return candidates
+
+
+def _chosen(
+    found: Mapping[str, Candidates], tensors: Sequence[OutputTensor], exporter: Exporter
+) -> dict[str, str]:
+    """One format for all tensors of a source's format if there is one, else one for each tied group."""
+    chosen = {name: c.left[0] for name, c in found.items()}
+    alike: dict[str, list[str]] = {}
+    for tensor in tensors:
+        if (own := quantized_format(tensor.source)) is not None and tensor.quantizable:
+            alike.setdefault(own, []).append(tensor.name)
+    taken = {name for names in alike.values() for name in names}
+    tied = exporter.tied([t for t in tensors if t.name in taken])
+    for names in alike.values():
+        best = _best([found[name] for name in names], exporter)
+        chosen |= {name: best or _best([found[name]], exporter) or chosen[name] for name in names}
+    for names in tied:
+        if len({chosen[name] for name in names}) == 1:
+            continue
+        best = _best([found[name] for name in names], exporter)
+        if best is None:
+            raise PlanError(
+                f"{exporter.name} holds {', '.join(names[:_NAMED])} in one format, and none holds all their numbers",
+                found=", ".join(sorted({found[name].tensor.source.dtype for name in names})),
+                action="Quantize the original model",
+            )
+        chosen |= dict.fromkeys(names, best)
+    return chosen
+
+
+def _best(candidates: Sequence[Candidates], exporter: Exporter) -> str | None:
+    """Of the formats that are left for all: that with the fewest bytes; of equals what all runtimes compute."""
+    left = [name for name in candidates[0].left if all(name in c.left for c in candidates[1:])]
+    tensor = candidates[0].tensor
+
+    def rank(name: str) -> tuple[int, bool, int]:
+        return tensor_nbytes(tensor, name), name not in exporter.candidates, exporter.formats.index(name)
+
+    return min((name for name in left if name not in PLAIN), key=rank, default=None)
+
+
+def _refusal(refused: Sequence[Candidates], exporter: Exporter) -> PlanError:
+    def told(candidates: Candidates) -> str:
+        last = [*candidates.reasons][-1]  # what held the most rows
+        return (
+            f"{candidates.tensor.name} ({candidates.tensor.source.dtype}; {last}: {candidates.reasons[last]})"
+        )
+
+    more = f" and {len(refused) - _NAMED} more" if len(refused) > _NAMED else ""
+    return PlanError(
+        f"{exporter.name} can't hold the numbers of {len(refused)} tensors without quantizing again",
+        found=", ".join(told(c) for c in refused[:_NAMED]) + more,
+        action=f"Quantize the original model: fewbits quantize MODEL OUT --to {exporter.name}",
+    )
