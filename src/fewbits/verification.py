@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,7 @@ from fewbits.targets.registry import target_of
 
 if TYPE_CHECKING:
     from fewbits.evaluation.language_model import LanguageModel
+    from fewbits.language_model.text_tokenizer import TextTokenizer
 
 Floats = npt.NDArray[np.float32]
 DEFAULT_TOKENS = 128
@@ -147,21 +149,23 @@ def verify(
     path = Path(artifact).expanduser()
     described = read_description(path) if path.is_dir() else None
     container = described.container if described else container_of(open_stored(path))
-    chosen = _runtime(artifact, container, runtime, python)
+    if container is None:
+        raise EvaluationError(
+            f"{artifact} isn't quantized in a container that fewbits writes",
+            action="Give a file or folder that fewbits made",
+        )
+    chosen = _runtime(container, runtime, python)
     find_python(python)
     passage = read_text(text)
     require_models_extra("verifying")
     progress.stage("verifying", 3, "models")
-    original, ids = _original(against, passage.text, tokens)
-    logits = _logits(original, ids)
+    original = _original(str(against), passage.text, tokens)
     progress.advance(1, "the original")
-    ours = _ours(path, described, original, against)
-    del original
-    answer = run_runtime(chosen, path, ids, python=python, timeout=timeout)
+    answer = run_runtime(chosen, path, original.ids, python=python, timeout=timeout)
     progress.advance(1, chosen)
-    computed = _computed(ours, ids, answer.arithmetic)
+    computed = _computed(_ours(path, described, original), original.ids, answer.arithmetic)
     progress.advance(1, "our weights")
-    told = _compared(logits, computed, answer, ids)
+    told = _compared(original, computed, answer)
     return Verification(
         artifact=str(artifact), against=str(against), container=container, runtime=chosen,
         versions=answer.versions, python=find_python(python), arithmetic=answer.arithmetic,
@@ -169,15 +173,8 @@ def verify(
     )  # fmt: skip
 
 
-def _runtime(
-    artifact: str | Path, container: str | None, asked: str | None, python: str | Path | None
-) -> str:
+def _runtime(container: str, asked: str | None, python: str | Path | None) -> str:
     """The runtime to run: what was asked for, or the first that is installed here, or the first."""
-    if container is None:
-        raise EvaluationError(
-            f"{artifact} isn't quantized in a container that fewbits writes",
-            action="Give a file or folder that fewbits made",
-        )
     drivers = target_of(container).drivers
     if not drivers or (asked is not None and asked not in drivers):
         raise EvaluationError(
@@ -190,8 +187,19 @@ def _runtime(
     return asked or drivers[0]
 
 
-def _original(against: str | Path, text: str, count: int) -> tuple[LanguageModel, list[int]]:
-    """The original, and the first tokens of the text."""
+@dataclass(frozen=True)
+class _Original:
+    """The model to compare with: its directory or file, its tokenizer, tokens of the text, and its logits [T, V]."""
+
+    checkpoint: Checkpoint
+    tokenizer: TextTokenizer
+    ids: tuple[int, ...]
+    logits: Floats
+
+
+@lru_cache(1)  # one original is compared with many artifacts
+def _original(against: str, text: str, count: int) -> _Original:
+    """The original, run on the first tokens of a text."""
     from fewbits.evaluation.language_model import load_language_model
 
     checkpoint = open_checkpoint(against)
@@ -210,19 +218,17 @@ def _original(against: str | Path, text: str, count: int) -> tuple[LanguageModel
             "the text is too short", found=f"{len(ids)} tokens", allowed=f"{count} or more",
             action="Give a longer text, or fewer --tokens",
         )  # fmt: skip
-    return model, ids[:count]
+    ids = ids[:count]
+    return _Original(checkpoint, tokenizer, tuple(ids), _logits(model, ids))
 
 
-def _ours(
-    path: Path, described: Description | None, original: LanguageModel, against: str | Path
-) -> LanguageModel:
+def _ours(path: Path, described: Description | None, original: _Original) -> LanguageModel:
     """The model with the artifact's weights as fewbits decodes them."""
     from fewbits.evaluation.language_model import language_model_of, load_language_model
 
     if described is None:
         return load_language_model(open_checkpoint(path), "runtime")
-    checkpoint = _converted(path, described, open_checkpoint(against))
-    return language_model_of(checkpoint, original.tokenizer)
+    return language_model_of(_converted(path, described, original.checkpoint), original.tokenizer)
 
 
 def _converted(path: Path, described: Description, original: Checkpoint) -> Checkpoint:
@@ -266,9 +272,9 @@ def _logits(model: LanguageModel, ids: Sequence[int]) -> Floats:
     return np.concatenate(list(model.logits(ids, 0)))
 
 
-def _compared(original: Floats, ours: _Computed, answer: Answer, ids: Sequence[int]) -> dict[str, object]:
+def _compared(original: _Original, ours: _Computed, answer: Answer) -> dict[str, Any]:
     """The figures of a `Verification`."""
-    vocabulary = original.shape[1]
+    vocabulary = original.logits.shape[1]
     if answer.logits.shape[1] < vocabulary:
         raise EvaluationError(
             "the runtime has fewer tokens than the original",
@@ -278,11 +284,11 @@ def _compared(original: Floats, ours: _Computed, answer: Answer, ids: Sequence[i
     runtime = np.ascontiguousarray(answer.logits[:, :vocabulary])  # runtimes may pad the vocabulary
 
     def distance(first: Floats, second: Floats) -> Quality:
-        following = np.array(ids[1:], np.int64)
+        following = np.array(original.ids[1:], np.int64)
         return quality(position_statistics(first[:-1], second[:-1], following))
 
-    from_original, between = distance(original, runtime), distance(ours.meant, runtime)
-    weights = distance(original, ours.meant).kl_mean
+    from_original, between = distance(original.logits, runtime), distance(ours.meant, runtime)
+    weights = distance(original.logits, ours.meant).kl_mean
     arithmetic = 0.0 if ours.coarse is ours.alone else distance(ours.alone, ours.coarse).kl_mean
     activations = 0.0 if ours.alone is ours.meant else distance(ours.alone, ours.meant).kl_mean
     allowed = allowance(weights, arithmetic, activations)

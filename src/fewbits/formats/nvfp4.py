@@ -119,7 +119,8 @@ class NVFP4Format(Format[NVFP4Params]):
         """See `Format.numbers`."""
         params = tensor.params
         assert isinstance(params, NVFP4Params)
-        step, scale = (a.reshape(tensor.shape[0], -1) for a in (params.step, params.scale))
+        rows = tensor.shape[0]
+        step, scale = params.step.reshape(rows, -1), params.scale.reshape(rows, -1)
         return FloatNumbers(E2M1, self.block, tensor.codes, step, scale, np.float32(params.global_scale[0]))
 
     def take_over(self, numbers: Numbers) -> QTensor:

@@ -365,8 +365,8 @@ def _like(path: Path, provenance: Provenance) -> tuple[Provenance, dict[str, Ten
     metadata = open_checkpoint(path).metadata if described is None else described.metadata
     made = Provenance.from_metadata(metadata, str(path))
     choices = parse_choices(made.plan_data, f"the plan in {path}")
-    own = {"source": provenance.source, "source_hash": provenance.source_hash}
-    return replace(made, **own, exported="", exported_hash=""), choices
+    made = replace(made, source=provenance.source, source_hash=provenance.source_hash)
+    return replace(made, exported="", exported_hash=""), choices
 
 
 def _calibrated(provenance: Provenance, calibration: Calibration) -> Provenance:

@@ -6,6 +6,7 @@ tensors of a source's format, the one with the fewest bits is taken.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,10 +14,10 @@ import numpy as np
 
 from fewbits.checkpoint.codes import quantized_format, quantized_rows
 from fewbits.checkpoint.dtypes import PLAIN, decode_plain, encode_plain
-from fewbits.errors import FormatError, PlanError
+from fewbits.errors import FewbitsError, FormatError, PlanError
 from fewbits.export.exporter import Exporter, OutputTensor
 from fewbits.formats import get_format
-from fewbits.formats.numbers import Numbers, numbers_of, taken_over
+from fewbits.formats.numbers import BlockMismatchError, Numbers, numbers_of, taken_over
 from fewbits.planning.allocation import tensor_nbytes
 from fewbits.progress import Progress
 
@@ -32,16 +33,26 @@ class Candidates:
         tensor: the container's.
         left: names of those that held all rows so far.
         reasons: of the others, name -> why not.
+        blocks: those of them whose groups are others, so that the numbers weren't looked at.
     """
 
     tensor: OutputTensor
     left: list[str]
     reasons: dict[str, str] = field(default_factory=dict)
+    blocks: set[str] = field(default_factory=set)
 
-    def cross_out(self, name: str, reason: str) -> None:
+    def cross_out(self, name: str, reason: FewbitsError) -> None:
         """This one can't."""
         self.left.remove(name)
-        self.reasons[name] = reason
+        self.reasons[name] = reason.what
+        self.blocks |= {name} if isinstance(reason, BlockMismatchError) else set()
+
+    @property
+    def reason(self) -> str:
+        """The format that comes nearest and why it can't: the commonest reason, but for groups."""
+        near = {n: r for n, r in self.reasons.items() if n not in self.blocks} or self.reasons
+        commonest = Counter(near.values()).most_common(1)[0][0]
+        return f"{next(name for name, reason in near.items() if reason == commonest)}: {commonest}"
 
 
 def same_formats(tensors: Sequence[OutputTensor], exporter: Exporter, progress: Progress) -> dict[str, str]:
@@ -70,7 +81,7 @@ def _candidates(tensor: OutputTensor, exporter: Exporter) -> Candidates:
             try:
                 taken_over(numbers, get_format(name), shape)
             except FormatError as error:
-                candidates.cross_out(name, error.what)
+                candidates.cross_out(name, error)
         if not candidates.left:
             break
     return candidates
@@ -88,7 +99,7 @@ def _numbers(candidates: Candidates) -> Iterator[tuple[Numbers, tuple[int, int]]
             yield numbers_of(quantized_rows(source, start, stop)), (stop - start, columns)
         except FormatError as error:
             for name in [*candidates.left]:
-                candidates.cross_out(name, error.what)
+                candidates.cross_out(name, error)
             return
 
 
@@ -96,14 +107,14 @@ def _plain(tensor: OutputTensor, exporter: Exporter, stored: str | None) -> Cand
     """What isn't quantized, or mustn't be: in its own dtype, or in the smallest that holds it."""
     if stored is None and tensor.source.dtype == tensor.plain:
         return Candidates(tensor, [tensor.plain])
-    names = [name for name in ("BF16", "F16", "F32") if name in exporter.plain_formats]
+    names: list[str] = [name for name in ("BF16", "F16", "F32") if name in exporter.plain_formats]
     if stored is None and tensor.plain in names:
         names = [tensor.plain, *(name for name in names if name != tensor.plain)]
     candidates = Candidates(tensor, names)
     for chunk in tensor.source.chunks(CHUNK_ELEMENTS):
         for name in [*candidates.left]:
             if not np.array_equal(decode_plain(name, encode_plain(name, chunk)).reshape(chunk.shape), chunk):
-                candidates.cross_out(name, f"its numbers aren't numbers of {name}")
+                candidates.cross_out(name, FormatError(f"its numbers aren't numbers of {name}"))
     return candidates
 
 
@@ -136,22 +147,24 @@ def _chosen(
 
 
 def _best(candidates: Sequence[Candidates], exporter: Exporter) -> str | None:
-    """Of the formats that are left for all: that with the fewest bytes; of equals what all runtimes compute."""
+    """Of the formats that are left for all, the one with the fewest bytes.
+
+    Of equals the source's own, what all runtimes compute, and what has no zero points, in this order.
+    """
     left = [name for name in candidates[0].left if all(name in c.left for c in candidates[1:])]
     tensor = candidates[0].tensor
 
-    def rank(name: str) -> tuple[int, bool, int]:
-        return tensor_nbytes(tensor, name), name not in exporter.candidates, exporter.formats.index(name)
+    def rank(name: str) -> tuple[int, bool, bool, bool, int]:
+        zeros = not getattr(get_format(name), "symmetric", False)
+        rare, place = name not in exporter.candidates, exporter.formats.index(name)
+        return tensor_nbytes(tensor, name), name != tensor.source.dtype, rare, zeros, place
 
     return min((name for name in left if name not in PLAIN), key=rank, default=None)
 
 
 def _refusal(refused: Sequence[Candidates], exporter: Exporter) -> PlanError:
     def told(candidates: Candidates) -> str:
-        last = [*candidates.reasons][-1]  # what held the most rows
-        return (
-            f"{candidates.tensor.name} ({candidates.tensor.source.dtype}; {last}: {candidates.reasons[last]})"
-        )
+        return f"{candidates.tensor.name} ({candidates.tensor.source.dtype}; {candidates.reason})"
 
     more = f" and {len(refused) - _NAMED} more" if len(refused) > _NAMED else ""
     return PlanError(
