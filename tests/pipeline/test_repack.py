@@ -162,7 +162,7 @@ def test_mixtures_take_a_format_for_each(tiny_llama, tmp_path):
     found = open_checkpoint(tmp_path / "out").tensors
     assert found[DOWN].dtype == "GPTQ8_G128_SYM"
     assert found["model.layers.0.mlp.down_proj.weight"].dtype == "GPTQ4_G64_SYM"
-    with pytest.raises(PlanError, match="of 1 tensors.*codes don't fit 4 bits"):
+    with pytest.raises(PlanError, match=r"of 1 tensors.*codes don't fit 4 bits"):
         fewbits.repack(tmp_path / "mixed", tmp_path / "no", to="awq")
 
 

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from fewbits.errors import FormatError
 from fewbits.formats.format import Codes, Floats, LinearPart, Params, Parts, QTensor
 from fewbits.formats.minifloat import BFLOAT16_MAX, E4M3, E5M2, Minifloat
-from fewbits.formats.numbers import FloatNumbers, Numbers
+from fewbits.formats.numbers import FloatNumbers, Numbers, UnlikeError
 from fewbits.formats.registry import register_family
 from fewbits.formats.scale_search import (
     ScaleSearch,
@@ -112,7 +112,7 @@ class FP8Format(TensorScope[FP8Params]):
     def take_over(self, numbers: Numbers) -> QTensor:
         """See `Format.take_over`."""
         if not isinstance(numbers, FloatNumbers) or numbers.grid is not self.grid:
-            raise FormatError(f"its numbers aren't {self.grid.name}")
+            raise UnlikeError(f"its numbers aren't {self.grid.name}")
         if self.scope == TENSOR:
             raise FormatError("it has scales of rows")
         return QTensor(self, numbers.codes.shape, numbers.codes, FP8Params(numbers.step.reshape(-1)))

@@ -37,7 +37,7 @@ from fewbits.formats.gguf_search import (
     trims,
 )
 from fewbits.formats.minifloat import round_float16
-from fewbits.formats.numbers import Numbers, StepNumbers
+from fewbits.formats.numbers import Numbers, StepNumbers, UnlikeError
 from fewbits.formats.registry import register
 
 
@@ -167,7 +167,7 @@ class ScaleFormat(BlockFormat[ScaleParams]):
         if self.grid.table.size:
             return super().take_over(numbers)
         if not isinstance(numbers, StepNumbers):
-            raise FormatError("its numbers aren't integers")
+            raise UnlikeError("its numbers aren't integers")
         numbers = numbers.with_zero_points().in_blocks(self.block)
         if numbers.levels.min() < self.grid.low or numbers.levels.max() > self.grid.high:
             raise FormatError(f"its codes don't fit {int(self.grid.low)} … {int(self.grid.high)}")
@@ -252,7 +252,7 @@ class AffineFormat(BlockFormat[AffineParams]):
     def take_over(self, numbers: Numbers) -> QTensor:
         """See `Format.take_over`; zero points become minima."""
         if not isinstance(numbers, StepNumbers):
-            raise FormatError("its numbers aren't integers")
+            raise UnlikeError("its numbers aren't integers")
         numbers = numbers.in_blocks(self.block)
         codes, bias = numbers.levels, numbers.bias
         if bias is None:

@@ -19,7 +19,7 @@ from fewbits.formats.format import Codes, Floats, Format, LinearPart, Params, QT
 from fewbits.formats.gguf_block import BlockFormat, Bytes, fold, unfold
 from fewbits.formats.gguf_search import LookupGrid, Tile
 from fewbits.formats.minifloat import E2M1
-from fewbits.formats.numbers import FloatNumbers, Numbers
+from fewbits.formats.numbers import FloatNumbers, Numbers, UnlikeError
 from fewbits.formats.registry import register
 
 # Twice the values of E2M1, so that they are integers; the scale is halved in turn.
@@ -121,7 +121,7 @@ def exponents_taken_over(fmt: Format[ExponentParams], numbers: Numbers) -> QTens
         FormatError: other numbers than E2M1's, or steps that aren't powers of two.
     """
     if not isinstance(numbers, FloatNumbers) or numbers.grid is not E2M1:
-        raise FormatError("its numbers aren't E2M1")
+        raise UnlikeError("its numbers aren't E2M1")
     step = np.repeat(numbers.step, numbers.block // fmt.block, axis=1)
     mantissa, exponent = np.frexp(step)
     e = exponent.astype(np.int32) + 126

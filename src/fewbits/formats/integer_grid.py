@@ -15,7 +15,7 @@ import numpy as np
 from fewbits.errors import FormatError
 from fewbits.formats.format import Codes, Floats, LinearPart, Params, QTensor
 from fewbits.formats.integer_fit import fit_asymmetric, fit_symmetric
-from fewbits.formats.numbers import Levels, Numbers, StepNumbers
+from fewbits.formats.numbers import Levels, Numbers, StepNumbers, UnlikeError
 from fewbits.formats.scale_search import denormalise
 from fewbits.formats.scale_type import ScaleType
 from fewbits.formats.tensor_scope import TENSOR, TensorScope
@@ -100,7 +100,7 @@ class IntegerGrid(TensorScope[IntegerParams]):
     def take_over(self, numbers: Numbers) -> QTensor:
         """See `Format.take_over`; where all of a block is 0 its scale may be another."""
         if not isinstance(numbers, StepNumbers):
-            raise FormatError("its numbers aren't integers")
+            raise UnlikeError("its numbers aren't integers")
         if self.scope == TENSOR:
             raise FormatError("it has scales of groups or rows")
         rows, columns = numbers.levels.shape

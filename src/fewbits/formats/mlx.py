@@ -29,7 +29,7 @@ from fewbits.formats.format import Codes, Floats, Format, LinearPart, Params, Pa
 from fewbits.formats.gguf_mxfp4 import ExponentParams
 from fewbits.formats.minifloat import bfloat16_bits, bfloat16_values
 from fewbits.formats.mxfp4_packed import PackedMXFP4Format
-from fewbits.formats.numbers import Numbers, StepNumbers
+from fewbits.formats.numbers import Numbers, StepNumbers, UnlikeError
 from fewbits.formats.registry import register, register_family
 from fewbits.formats.scale_search import denormalise, dot, normalise, relative_importance, tiles
 from fewbits.formats.scale_type import BFLOAT16, FLOAT16, ScaleType
@@ -117,7 +117,7 @@ class AffineFormat(Format[AffineParams]):
     def take_over(self, numbers: Numbers) -> QTensor:
         """See `Format.take_over`; zero points become biases."""
         if not isinstance(numbers, StepNumbers):
-            raise FormatError("its numbers aren't integers")
+            raise UnlikeError("its numbers aren't integers")
         numbers = numbers.in_blocks(self.block)
         codes, bias = numbers.levels, numbers.bias
         if bias is None:

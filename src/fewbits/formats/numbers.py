@@ -23,8 +23,8 @@ from fewbits.formats.minifloat import Minifloat
 Levels = npt.NDArray[np.int16]
 
 
-class BlockMismatchError(FormatError):
-    """Groups that aren't made of the format's, whatever is in them."""
+class UnlikeError(FormatError):
+    """Groups or kinds of numbers that are others than the format has, whatever is in them."""
 
 
 def _divided(array: npt.NDArray[Any], own: int, wanted: int) -> npt.NDArray[Any]:
@@ -59,7 +59,7 @@ class StepNumbers:
         if block == self.block:
             return self
         if self.block % block:
-            raise BlockMismatchError(f"groups of {self.block} don't divide into groups of {block}")
+            raise UnlikeError(f"groups of {self.block} don't divide into groups of {block}")
         scale, zero = (_divided(a, self.block, block) for a in (self.scale, self.zero))
         bias = None if self.bias is None else _divided(self.bias, self.block, block)
         return StepNumbers(block, self.levels, scale, zero, bias)
@@ -153,7 +153,7 @@ def taken_over(numbers: Numbers, fmt: Format[Any], shape: tuple[int, int]) -> QT
     """
     block = fmt.block_of(shape[1])
     if block > numbers.block or numbers.block % block:
-        raise BlockMismatchError(f"groups of {numbers.block} aren't groups of {block}")
+        raise UnlikeError(f"groups of {numbers.block} aren't groups of {block}")
     made = fmt.take_over(numbers)
     again = fmt.numbers(made)
     if not np.array_equal(again.values(), numbers.values()):

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from fewbits.errors import FormatError
 from fewbits.formats.format import Codes, Floats, Format, LinearPart, Params, Parts, QTensor
 from fewbits.formats.minifloat import BFLOAT16_MAX, E2M1, E4M3
-from fewbits.formats.numbers import FloatNumbers, Numbers
+from fewbits.formats.numbers import FloatNumbers, Numbers, UnlikeError
 from fewbits.formats.registry import register
 from fewbits.formats.scale_search import ScaleSearch, relative_importance, tiles
 
@@ -126,7 +126,7 @@ class NVFP4Format(Format[NVFP4Params]):
     def take_over(self, numbers: Numbers) -> QTensor:
         """See `Format.take_over`."""
         if not isinstance(numbers, FloatNumbers) or numbers.grid is not E2M1:
-            raise FormatError("its numbers aren't E2M1")
+            raise UnlikeError("its numbers aren't E2M1")
         if numbers.scale is None or numbers.global_scale is None:
             raise FormatError("it has no scale of the whole tensor")
         scale = numbers.scale.reshape(-1)

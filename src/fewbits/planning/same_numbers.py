@@ -17,7 +17,7 @@ from fewbits.checkpoint.dtypes import PLAIN, decode_plain, encode_plain
 from fewbits.errors import FewbitsError, FormatError, PlanError
 from fewbits.export.exporter import Exporter, OutputTensor
 from fewbits.formats import get_format
-from fewbits.formats.numbers import BlockMismatchError, Numbers, numbers_of, taken_over
+from fewbits.formats.numbers import Numbers, UnlikeError, numbers_of, taken_over
 from fewbits.planning.allocation import tensor_nbytes
 from fewbits.progress import Progress
 
@@ -33,24 +33,24 @@ class Candidates:
         tensor: the container's.
         left: names of those that held all rows so far.
         reasons: of the others, name -> why not.
-        blocks: those of them whose groups are others, so that the numbers weren't looked at.
+        unlike: those of them that have other groups or kinds of numbers.
     """
 
     tensor: OutputTensor
     left: list[str]
     reasons: dict[str, str] = field(default_factory=dict)
-    blocks: set[str] = field(default_factory=set)
+    unlike: set[str] = field(default_factory=set)
 
     def cross_out(self, name: str, reason: FewbitsError) -> None:
         """This one can't."""
         self.left.remove(name)
         self.reasons[name] = reason.what
-        self.blocks |= {name} if isinstance(reason, BlockMismatchError) else set()
+        self.unlike |= {name} if isinstance(reason, UnlikeError) else set()
 
     @property
     def reason(self) -> str:
-        """The format that comes nearest and why it can't: the commonest reason, but for groups."""
-        near = {n: r for n, r in self.reasons.items() if n not in self.blocks} or self.reasons
+        """The format that comes nearest and why it can't: the commonest reason of those that are alike."""
+        near = {n: r for n, r in self.reasons.items() if n not in self.unlike} or self.reasons
         commonest = Counter(near.values()).most_common(1)[0][0]
         return f"{next(name for name, reason in near.items() if reason == commonest)}: {commonest}"
 

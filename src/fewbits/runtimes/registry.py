@@ -10,6 +10,7 @@ from fewbits.runtimes.drive import load_driver
 
 # name -> driver
 _DRIVERS = {
+    "llama.cpp": "llama_cpp_driver.py",
     "transformers": "transformers_driver.py",
     "gptqmodel": "gptqmodel_driver.py",
     "mlx-lm": "mlx_lm_driver.py",

@@ -9,7 +9,7 @@ TARGET = Target(
     "one file for llama.cpp and what is built on it",
     runtimes=(
         Runtime(
-            "llama.cpp", "CPUs; NVIDIA, AMD, Intel and Apple GPUs; phones",
+            "llama.cpp", "CPUs; NVIDIA, AMD, Intel and Apple GPUs; phones", driver="llama.cpp", row="gguf",
             sources=(f"{_LLAMA_CPP}#supported-backends",),
         ),
     ),
