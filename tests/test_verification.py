@@ -58,8 +58,12 @@ def test_transformers_computes_what_we_mean(made, tiny_llama, sample_text, conta
     assert found.tokens == 39
     assert 0 < found.kl_between < found.allowed.total
     # What it may differ by is far from what a wrong weight costs.
-    assert found.allowed.total < 0.5 * found.kl_weights or name.endswith(("INT8", "CHANNEL_SYM"))
-    assert found.kl_runtime == pytest.approx(found.kl_weights, rel=0.3)
+    if name not in (
+        "BNB_INT8",
+        "INT8_CHANNEL_SYM",
+    ):  # there most of what is lost is the rounding of activations
+        assert found.allowed.total < 0.5 * found.kl_weights
+        assert found.kl_runtime == pytest.approx(found.kl_weights, rel=0.3)
     assert "passed" in found.describe()
 
 

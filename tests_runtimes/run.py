@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -30,6 +32,18 @@ RESULTS = ROOT / "benchmarks" / "results" / "targets.json"
 KEPT = ROOT / ".venv-runtimes"
 os.environ["FEWBITS_EFFORT"] = "fast"
 RANDOM = "random-llama"
+
+
+# Folders here are called like packages, and must not be taken for them.
+sys.path = [entry for entry in sys.path if Path(entry).resolve() != HERE.resolve()]
+
+
+def load_artifacts() -> ModuleType:
+    """artifacts.py."""
+    spec = importlib.util.spec_from_file_location("artifacts", HERE / "artifacts.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def all_rows() -> list[str]:
@@ -40,6 +54,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("rows", nargs="*", help=f"default: all of {', '.join(all_rows())}")
     parser.add_argument("--model", type=Path, help="default: the small random one of the tests")
+    parser.add_argument("--name", help="of the model in the results; default: its folder's")
     parser.add_argument("--text", type=Path)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--environment", action="append", default=[], metavar="ROW=DIR")
@@ -84,9 +99,11 @@ def environment(row: str, kept: Path, given: str | None) -> Path:
 
 def run_row(row: str, python: Path, options: argparse.Namespace) -> list[str]:
     """Measure every format of a row and run its tests; what failed."""
-    import artifacts
+    import fewbits
+    from fewbits.errors import FewbitsError
 
-    name = options.model.name if options.model else RANDOM
+    artifacts = load_artifacts()
+    name = options.name or (options.model.name if options.model else RANDOM)
     work = options.kept / "artifacts" / name
     model = options.model or artifacts.small_model(work / "model")
     lines = [line.split() for line in (HERE / row / "formats.txt").read_text().splitlines()]
@@ -95,11 +112,13 @@ def run_row(row: str, python: Path, options: argparse.Namespace) -> list[str]:
     for container, fmt in lines:
         folder = work / row / fmt
         if not (folder / "model").exists():
-            import fewbits
-
             folder.mkdir(parents=True, exist_ok=True)
             fewbits.quantize(model, folder / "model", to=container, format=fmt)
-        found = measured(row, fmt, folder, model, name, python, options)
+        try:
+            found = measured(row, fmt, folder, model, name, python, options)
+        except FewbitsError as error:
+            failed.append(f"{row} {fmt}: {error}")
+            continue
         if not found["passed"]:
             failed.append(f"{row} {fmt}: KL {found['kl_between']:.2e} between the runtime and our weights")
     if not options.without_tests:
@@ -162,8 +181,7 @@ def size_of(path: Path) -> int:
 
 def tests_of(row: str, python: Path, work: Path, model: Path, options: argparse.Namespace) -> list[str]:
     """Run the row's own tests in its environment, unless they passed with the same artifacts."""
-    import artifacts
-
+    artifacts = load_artifacts()
     tokens = artifacts.tokens_of(model, options.text, options.tokens)
     original = None
     folders = []
@@ -190,5 +208,4 @@ def tests_of(row: str, python: Path, work: Path, model: Path, options: argparse.
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(HERE))
     raise SystemExit(main())
