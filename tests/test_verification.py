@@ -19,6 +19,7 @@ from fewbits.export.registry import container_of, exporter_names
 from fewbits.runtimes import registry
 from fewbits.targets import registry as targets_registry
 from fewbits.targets.target import Runtime, Target
+from fewbits.verification import _untested
 from npy_converter import NpyConverter
 
 DOWN = "model.layers.1.mlp.down_proj"
@@ -55,6 +56,7 @@ def test_transformers_computes_what_we_mean(made, tiny_llama, sample_text, conta
     assert found.passed, found.describe()
     assert (found.container, found.runtime) == (container, "transformers")
     assert {"torch", "transformers"} < found.versions.keys()
+    assert all(version in found.describe() for version in found.untested)
     assert found.tokens == 39
     assert 0 < found.kl_between < found.allowed.total
     # What it may differ by is far from what a wrong weight costs.
@@ -174,6 +176,12 @@ def test_the_allowance_is_a_small_share_and_what_was_measured():
     found = allowance(0.2, 1e-4, 0.0)
     assert (found.quantization, found.arithmetic, found.activations) == (0.002, 4e-4, 0.0)
     assert allowance(0.0, 0.0, 0.0).total == 1e-6
+
+
+def test_other_versions_than_were_tested_are_told():
+    assert _untested("gptqmodel", {"torch": "2.13.0+cpu", "gptqmodel": "7.6.0"}) == ()
+    (told,) = _untested("gptqmodel", {"torch": "2.13.0+cpu", "gptqmodel": "9.0.0"})
+    assert told == "gptqmodel 9.0.0, where fewbits was tested with 7.6.0"
 
 
 def test_an_artifact_says_which_container_it_is(made, tiny_llama):

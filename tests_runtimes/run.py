@@ -197,8 +197,10 @@ def tests_of(row: str, python: Path, work: Path, model: Path, options: argparse.
     passed = work / row / "tests-passed.txt"
     if passed.exists() and passed.read_text() == state.hexdigest():
         return []
+    # With another root, pytest would make modules called like the folders, which are called like packages.
+    root = ["-c", HERE / "pytest.ini", "--rootdir", ROOT]
     done = subprocess.run(
-        [python, "-m", "pytest", "-q", "-s", "-c", HERE / "pytest.ini", HERE / row],
+        [python, "-P", "-m", "pytest", "-q", "-s", *root, HERE / row],
         env={**os.environ, "FEWBITS_ARTIFACTS": str(work)} | {"PYTHONPATH": ""}, check=False,
     )  # fmt: skip
     if done.returncode:

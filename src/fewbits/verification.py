@@ -24,7 +24,7 @@ from fewbits.export.converters import find_converter, require_packages
 from fewbits.export.registry import container_of
 from fewbits.language_model.packages import require_models_extra
 from fewbits.progress import Progress, Silent
-from fewbits.runtimes.drive import versions_of
+from fewbits.runtimes.drive import package_of, versions_of
 from fewbits.runtimes.process import DEFAULT_TIMEOUT, Answer, find_python, run_runtime
 from fewbits.runtimes.registry import requirements_of
 from fewbits.targets.registry import target_of
@@ -51,6 +51,7 @@ class Verification:
         container: of the artifact.
         runtime: that loaded it.
         versions: of its packages.
+        untested: those of them that are other versions than fewbits was tested with.
         python: the interpreter it ran in.
         arithmetic: dtype of its activations.
         kl_runtime: of the runtime's predictions from the original's.
@@ -73,6 +74,7 @@ class Verification:
     container: str
     runtime: str
     versions: Mapping[str, str]
+    untested: tuple[str, ...]
     python: str
     arithmetic: str
     kl_runtime: float
@@ -111,6 +113,7 @@ class Verification:
             ("text", f"{self.tokens} positions of {self.text}, SHA-256 {self.text_sha256[:12]}…"),
         )
         lines = [f"{name:<15} {value}" for name, value in rows]
+        lines += [f"note: {package}" for package in self.untested]
         verdict = "passed: the runtime computes what fewbits means"
         return "\n".join([*lines, verdict if self.passed else "FAILED: the runtime computes something else"])
 
@@ -168,8 +171,9 @@ def verify(
     told = _compared(original, computed, answer)
     return Verification(
         artifact=str(artifact), against=str(against), container=container, runtime=chosen,
-        versions=answer.versions, python=find_python(python), arithmetic=answer.arithmetic,
-        text=passage.name, text_sha256=passage.sha256, seconds=round(time.monotonic() - began, 3), **told,
+        versions=answer.versions, untested=_untested(chosen, answer.versions), python=find_python(python),
+        arithmetic=answer.arithmetic, text=passage.name, text_sha256=passage.sha256,
+        seconds=round(time.monotonic() - began, 3), **told,
     )  # fmt: skip
 
 
@@ -185,6 +189,16 @@ def _runtime(container: str, asked: str | None, python: str | Path | None) -> st
     if asked is None and python is None:
         return next((d for d in drivers if None not in versions_of(requirements_of(d)).values()), drivers[0])
     return asked or drivers[0]
+
+
+def _untested(runtime: str, versions: Mapping[str, str]) -> tuple[str, ...]:
+    """Packages of other versions than those that the driver names."""
+    pins = {package_of(r): r.partition("==")[2] for r in requirements_of(runtime) if "==" in r}
+    return tuple(
+        f"{package} {version}, where fewbits was tested with {pins[package]}"
+        for package, version in versions.items()
+        if package in pins and version.partition("+")[0] != pins[package]
+    )
 
 
 @dataclass(frozen=True)
