@@ -23,6 +23,9 @@ from fewbits.progress import Progress
 
 CHUNK_ELEMENTS = 1 << 18
 _NAMED = 3
+# Formats that are tried on all rows, of those that hold the first: the smallest. Symmetric ones, which some rows of a
+# tensor may fit by chance, come before those with zero points, hence more than one or two.
+_KEPT = 6
 
 
 @dataclass
@@ -79,11 +82,11 @@ def _candidates(tensor: OutputTensor, exporter: Exporter) -> Candidates:
     for numbers, shape in _numbers(candidates):
         for name in [*candidates.left]:
             try:
-                taken_over(numbers, get_format(name), shape)
+                taken_over(numbers, get_format(name), shape, checked=False)
             except FormatError as error:
                 candidates.cross_out(name, error)
-        if not candidates.left:
-            break
+        # Larger ones would hold the rest as well, and cost the same time again each.
+        candidates.left = sorted(candidates.left, key=lambda name: _rank(tensor, exporter, name))[:_KEPT]
     return candidates
 
 
@@ -154,12 +157,14 @@ def _best(candidates: Sequence[Candidates], exporter: Exporter) -> str | None:
     left = [name for name in candidates[0].left if all(name in c.left for c in candidates[1:])]
     tensor = candidates[0].tensor
 
-    def rank(name: str) -> tuple[int, bool, bool, bool, int]:
-        zeros = not getattr(get_format(name), "symmetric", False)
-        rare, place = name not in exporter.candidates, exporter.formats.index(name)
-        return tensor_nbytes(tensor, name), name != tensor.source.dtype, rare, zeros, place
+    quantized = (name for name in left if name not in PLAIN)
+    return min(quantized, key=lambda name: _rank(tensor, exporter, name), default=None)
 
-    return min((name for name in left if name not in PLAIN), key=rank, default=None)
+
+def _rank(tensor: OutputTensor, exporter: Exporter, name: str) -> tuple[int, bool, bool, bool, int]:
+    zeros = not getattr(get_format(name), "symmetric", False)
+    rare, place = name not in exporter.candidates, exporter.formats.index(name)
+    return tensor_nbytes(tensor, name), name != tensor.source.dtype, rare, zeros, place
 
 
 def _refusal(refused: Sequence[Candidates], exporter: Exporter) -> PlanError:
