@@ -1,5 +1,6 @@
 # make demo   a real model quantized, compared and run, from nothing, in .venv
 # make test   every test, in .venv
+# make test-runtimes   every runtime in an environment of its own, and docs/targets.md
 # make lint   formatting, lint, types, generated docs
 # make fix    apply formatting and safe lint fixes
 
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 THREADS ?= 2
 
-.PHONY: demo test lint fix install docs clean
+.PHONY: demo test test-runtimes lint fix install docs clean
 
 NATIVE := CMakeLists.txt $(wildcard native/*.cpp native/*/*)
 
@@ -34,6 +35,9 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --numprocesses $(THREADS)
 
+test-runtimes: $(VENV)/installed-dev
+	$(BIN)/python tests_runtimes/run.py $(RUNTIMES)
+
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
@@ -48,4 +52,4 @@ docs: $(VENV)/installed
 	$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) .venv-runtimes demo

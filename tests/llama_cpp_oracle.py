@@ -1,214 +1,37 @@
-"""llama.cpp as the oracle: logits and token ids of a GGUF file, through the C API that xllamacpp exports.
-
-Only the fields that the tests set are trusted, and only after their default values have been recognised, so
-a version of llama.cpp with another struct layout fails loudly instead of reading the wrong field.
-"""
+"""llama.cpp as the oracle: logits and token ids of a GGUF file; what `fewbits verify` runs, and its tokenizer."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
-from ctypes import (
-    POINTER,
-    Structure,
-    byref,
-    c_bool,
-    c_char,
-    c_char_p,
-    c_float,
-    c_int8,
-    c_int32,
-    c_int64,
-    c_uint32,
-    c_void_p,
-)
+from ctypes import POINTER, byref, c_bool, c_char_p, c_int32, c_void_p
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-GGML_TYPE_F32, GGML_TYPE_F16 = 0, 1
-FLASH_ATTENTION_OFF = 0
-CONTEXT_UNIT = 256  # llama.cpp rounds the context length up to a multiple of this
-
-
-class ModelParams(Structure):
-    """`llama_model_params`, used with its defaults, so only its size matters (rounded up generously)."""
-
-    _fields_ = [("opaque", c_char * 512)]
-
-
-class ContextParams(Structure):
-    """`llama_context_params`: the head of the struct, then room for what follows."""
-
-    _fields_ = [
-        ("n_ctx", c_uint32),
-        ("n_batch", c_uint32),
-        ("n_ubatch", c_uint32),
-        ("n_seq_max", c_uint32),
-        ("n_rs_seq", c_uint32),
-        ("n_outputs_max", c_uint32),
-        ("n_outputs_max_per_seq", c_uint32),
-        ("n_threads", c_int32),
-        ("n_threads_batch", c_int32),
-        ("ctx_type", c_int32),
-        ("rope_scaling_type", c_int32),
-        ("pooling_type", c_int32),
-        ("attention_type", c_int32),
-        ("flash_attn_type", c_int32),
-        ("rope_freq_base", c_float),
-        ("rope_freq_scale", c_float),
-        ("yarn_ext_factor", c_float),
-        ("yarn_attn_factor", c_float),
-        ("yarn_beta_fast", c_float),
-        ("yarn_beta_slow", c_float),
-        ("yarn_orig_ctx", c_uint32),
-        ("defrag_thold", c_float),
-        ("cb_eval", c_void_p),
-        ("cb_eval_user_data", c_void_p),
-        ("type_k", c_int32),
-        ("type_v", c_int32),
-        ("rest", c_char * 512),
-    ]
-
-
-class Batch(Structure):
-    """`llama_batch`."""
-
-    _fields_ = [
-        ("n_tokens", c_int32),
-        ("token", POINTER(c_int32)),
-        ("embd", POINTER(c_float)),
-        ("pos", POINTER(c_int32)),
-        ("n_seq_id", POINTER(c_int32)),
-        ("seq_id", POINTER(POINTER(c_int32))),
-        ("logits", POINTER(c_int8)),
-    ]
-
-
-LOG_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_int, c_char_p, c_void_p)
-_log_lines: list[str] = []
-
-
-@LOG_CALLBACK
-def _log(level: int, text: bytes, user_data: int | None) -> None:
-    del user_data
-    if level >= 3:  # warnings and errors
-        _log_lines.append(text.decode(errors="replace"))
+from fewbits.runtimes import llama_cpp_driver
 
 
 @cache
-def _library() -> ctypes.CDLL:
-    spec = find_spec("xllamacpp")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    lib = ctypes.CDLL(str(Path(spec.submodule_search_locations[0]) / "xllamacpp.abi3.so"))
-    signatures: dict[str, tuple[object, list[object]]] = {
-        "llama_backend_init": (None, []),
-        "llama_log_set": (None, [LOG_CALLBACK, c_void_p]),
-        "llama_model_default_params": (ModelParams, []),
-        "llama_context_default_params": (ContextParams, []),
-        "llama_model_load_from_file": (c_void_p, [c_char_p, ModelParams]),
-        "llama_init_from_model": (c_void_p, [c_void_p, ContextParams]),
-        "llama_model_free": (None, [c_void_p]),
-        "llama_free": (None, [c_void_p]),
-        "llama_model_get_vocab": (c_void_p, [c_void_p]),
-        "llama_vocab_n_tokens": (c_int32, [c_void_p]),
-        "llama_decode": (c_int32, [c_void_p, Batch]),
-        "llama_get_logits": (POINTER(c_float), [c_void_p]),
-        "llama_tokenize": (
-            c_int32,
-            [c_void_p, c_char_p, c_int32, POINTER(c_int32), c_int32, c_bool, c_bool],
-        ),
-        "ggml_quantize_chunk": (
-            ctypes.c_size_t,
-            [c_int32, POINTER(c_float), c_void_p, c_int64, c_int64, c_int64, POINTER(c_float)],
-        ),
-    }
-    for name, (result, arguments) in signatures.items():
-        function = getattr(lib, name)
-        function.restype, function.argtypes = result, arguments
-    lib.llama_log_set(_log, None)
-    lib.llama_backend_init()
+def library() -> ctypes.CDLL:
+    """llama.cpp's library with its tokenizer."""
+    lib = llama_cpp_driver.library()
+    lib.llama_tokenize.restype = c_int32
+    lib.llama_tokenize.argtypes = [
+        c_void_p, c_char_p, c_int32, POINTER(c_int32), c_int32, c_bool, c_bool,
+    ]  # fmt: skip
     return lib
 
 
-def _context_params(tokens: int, context: int | None) -> ContextParams:
-    params: ContextParams = _library().llama_context_default_params()
-    recognised = (
-        params.rope_scaling_type == -1
-        and params.yarn_ext_factor == -1.0
-        and params.flash_attn_type == -1
-        and (params.type_k, params.type_v) == (GGML_TYPE_F16, GGML_TYPE_F16)
-    )
-    if not recognised:
-        raise RuntimeError("this xllamacpp lays out llama_context_params differently: update ContextParams")
-    needed = max(tokens, context or 0)
-    params.n_ctx = -(-needed // CONTEXT_UNIT) * CONTEXT_UNIT
-    params.n_batch = params.n_ubatch = tokens
-    params.n_threads = params.n_threads_batch = 1
-    params.flash_attn_type = FLASH_ATTENTION_OFF
-    params.type_k = params.type_v = GGML_TYPE_F32  # the cache must not round what the tests compare
-    return params
-
-
-class LlamaCpp:
+class LlamaCpp(llama_cpp_driver.LlamaCpp):
     """A GGUF file loaded in llama.cpp; use it in a `with` block."""
-
-    def __init__(self, path: Path) -> None:
-        self.lib = _library()
-        _log_lines.clear()
-        self.model = self.lib.llama_model_load_from_file(
-            str(path).encode(), self.lib.llama_model_default_params()
-        )
-        if not self.model:
-            raise RuntimeError(f"llama.cpp can't load {path}: " + "".join(_log_lines[-6:]))
-        self.vocab = self.lib.llama_model_get_vocab(self.model)
-
-    def __enter__(self) -> LlamaCpp:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.lib.llama_model_free(self.model)
-
-    def logits(self, tokens: Sequence[int], context: int | None = None) -> npt.NDArray[np.float32]:
-        """Logits after every token, float32 [tokens, vocabulary].
-
-        `context` is the length that the context is made for (llama.cpp chooses between the long and the
-        short rope factors by it), at least the number of tokens; rounded up to a multiple of 256.
-        """
-        n = len(tokens)
-        handle = self.lib.llama_init_from_model(self.model, _context_params(n, context))
-        if not handle:
-            raise RuntimeError("llama.cpp can't make a context: " + "".join(_log_lines[-6:]))
-        try:
-            sequence = (c_int32 * 1)(0)
-            batch = Batch(
-                n,
-                (c_int32 * n)(*tokens),
-                None,
-                (c_int32 * n)(*range(n)),
-                (c_int32 * n)(*[1] * n),
-                (POINTER(c_int32) * n)(*[ctypes.cast(sequence, POINTER(c_int32))] * n),
-                (c_int8 * n)(*[1] * n),
-            )
-            status = self.lib.llama_decode(handle, batch)
-            if status:
-                raise RuntimeError(f"llama_decode returned {status}: " + "".join(_log_lines[-6:]))
-            vocabulary = self.lib.llama_vocab_n_tokens(self.vocab)
-            flat = np.ctypeslib.as_array(self.lib.llama_get_logits(handle), (n * vocabulary,))
-            return flat.reshape(n, vocabulary).copy()
-        finally:
-            self.lib.llama_free(handle)
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         """Token ids of a text."""
         data = text.encode()
         room = len(data) + 16
         ids = (c_int32 * room)()
-        count = self.lib.llama_tokenize(
+        count = library().llama_tokenize(
             self.vocab,
             data,
             len(data),

@@ -1,9 +1,9 @@
 import fewbits
 
 PUBLIC = [
-    "DryRun", "Evaluation", "FewbitsError", "FilePoint", "Generation", "ImatrixResult", "Inspection", "Plan",
-    "QuantizeResult", "TensorChoice", "__version__", "dry_run", "evaluate", "frontier", "generate", "imatrix",
-    "inspect", "plan", "quantize",
+    "DryRun", "Evaluation", "FewbitsError", "FilePoint", "Generation", "ImatrixResult", "Inspection",
+    "Plan", "QuantizeResult", "RepackResult", "TensorChoice", "Verification", "__version__", "dry_run",
+    "evaluate", "frontier", "generate", "imatrix", "inspect", "plan", "quantize", "repack", "verify",
 ]  # fmt: skip
 
 

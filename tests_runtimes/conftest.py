@@ -1,5 +1,6 @@
-"""What the tests of all runtimes share: artifacts, and how near a runtime's logits must be."""
+"""What the tests of all runtimes share: artifacts, drivers, and how near a runtime's logits must be."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+DRIVERS = Path(__file__).parent.parent / "src" / "fewbits" / "runtimes"
 
 
 def pytest_generate_tests(metafunc):
@@ -24,6 +26,19 @@ def artifact(request):
     return folder / "model", dict(np.load(folder / "expected.npz"))
 
 
+@pytest.fixture(scope="session")
+def driver():
+    """A function: the driver of this name, as drive.py loads it."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, DRIVERS / f"{name}_driver.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
 def log_softmax(logits):
     """float64 [T, V]."""
     shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
@@ -34,24 +49,6 @@ def kl(first, second):
     """Mean divergence of the second's predictions from the first's, nats per token."""
     p, q = log_softmax(first), log_softmax(second)
     return float((np.exp(p) * (p - q)).sum(-1).mean())
-
-
-@pytest.fixture
-def gptqmodel_logits():
-    """A function: logits [T, V] of a directory in transformers, by GPTQModel's kernels for CPUs and no others."""
-    os.environ["GPTQMODEL_CPU_WORKERS"] = "2"  # its pool asks for two workers, also on small machines
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    def logits(folder, tokens):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16, device_map="cpu")
-        layer = model.model.layers[0].mlp.down_proj
-        assert "Linear" in type(layer).__name__
-        assert type(layer) is not torch.nn.Linear
-        with torch.no_grad():
-            return model(torch.tensor([tokens])).logits[0].float().numpy()
-
-    return logits
 
 
 @pytest.fixture

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from fewbits.pipeline.export_imatrix import ImatrixResult, imatrix
     from fewbits.pipeline.plan import frontier, plan
     from fewbits.pipeline.quantize import QuantizeResult, quantize
+    from fewbits.pipeline.repack import RepackResult, repack
     from fewbits.planning.frontier import FilePoint
     from fewbits.planning.plan import Plan, TensorChoice
+    from fewbits.verification import Verification, verify
 
 _LAZY = {
     "DryRun": "pipeline.dry_run",
@@ -31,7 +33,9 @@ _LAZY = {
     "Inspection": "inspection",
     "Plan": "planning.plan",
     "QuantizeResult": "pipeline.quantize",
+    "RepackResult": "pipeline.repack",
     "TensorChoice": "planning.plan",
+    "Verification": "verification",
     "dry_run": "pipeline.dry_run",
     "evaluate": "evaluation.comparison",
     "frontier": "pipeline.plan",
@@ -40,6 +44,8 @@ _LAZY = {
     "inspect": "inspection",
     "plan": "pipeline.plan",
     "quantize": "pipeline.quantize",
+    "repack": "pipeline.repack",
+    "verify": "verification",
 }
 
 __all__ = [
@@ -52,7 +58,9 @@ __all__ = [
     "Inspection",
     "Plan",
     "QuantizeResult",
+    "RepackResult",
     "TensorChoice",
+    "Verification",
     "__version__",
     "dry_run",
     "evaluate",
@@ -62,6 +70,8 @@ __all__ = [
     "inspect",
     "plan",
     "quantize",
+    "repack",
+    "verify",
 ]
 
 

@@ -10,6 +10,7 @@ FewbitsError                 exit status 2
 │   └── BudgetError          a size or a bit width that can't be reached
 ├── OutputError              the output exists, the disk is full, the folder can't be written
 ├── ExportError              a runtime's library can't write this model, or isn't the version that is known
+├── RuntimeFailedError       a runtime can't be started, or can't run what was written
 ├── ResumeError              work left by an earlier run is damaged
 ├── VerificationError        what was written doesn't read back as what was meant
 ├── EvaluationError          models or texts that can't be compared
@@ -72,6 +73,10 @@ class OutputError(FewbitsError):
 
 class ExportError(FewbitsError):
     """A runtime's library couldn't write the model."""
+
+
+class RuntimeFailedError(FewbitsError):
+    """A runtime can't be started, or can't run what was written."""
 
 
 class ResumeError(FewbitsError):

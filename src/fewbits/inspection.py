@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fewbits.checkpoint.checkpoint import Checkpoint, SizedTensor
+from fewbits.checkpoint.converted import Description, read_description
 from fewbits.checkpoint.fp8 import is_scale
 from fewbits.checkpoint.gguf_cursor import GgufArray
 from fewbits.checkpoint.hf_directory import quantization_method, unpacked_weights
@@ -66,7 +67,7 @@ class Inspection:
 
     Attributes:
         path: the file or the directory.
-        container: ``gguf`` or ``safetensors``.
+        container: ``gguf`` or ``safetensors``, or the name of what a runtime's library wrote.
         architecture: as the file names it; empty when it doesn't.
         parameters: numbers in all tensors; scales that are tensors of their own aren't counted.
         nbytes: of all tensors, scales included.
@@ -106,6 +107,8 @@ def inspect(path: str | Path) -> Inspection:
         CheckpointError: nothing there, or damaged.
         HubError: a hub id that is neither cached nor reachable.
     """
+    if (described := _described(path)) is not None:
+        return _of_converted(Path(path).expanduser(), described)
     stored = open_stored(path)
     unpacked = unpacked_weights(stored)
     found = stored.tensors if unpacked is None else unpacked
@@ -133,6 +136,32 @@ def inspect(path: str | Path) -> Inspection:
         fallbacks=tuple(_fallbacks(provenance.get("fewbits.plan"))),
         warnings=stored.warnings + packed,
     )
+
+
+def _described(path: str | Path) -> Description | None:
+    folder = Path(path).expanduser()
+    return read_description(folder) if folder.is_dir() else None
+
+
+def _of_converted(path: Path, described: Description) -> Inspection:
+    """Of a folder that its runtime's library wrote: as its tensors were quantized."""
+    tensors = tuple(
+        TensorSummary(
+            name, t.shape, t.format, 8 * t.nbytes / prod(t.shape) if prod(t.shape) else 0.0, t.nbytes
+        )
+        for name, t in described.tensors.items()
+    )
+    nbytes, parameters = sum(t.nbytes for t in tensors), described.weights
+    provenance = _provenance(described.metadata)
+    named = described.config.get("architectures") or [described.config.get("model_type", "")]
+    return Inspection(
+        path=str(path), container=described.container, architecture=str(named[0]), parameters=parameters,
+        nbytes=nbytes, file_bytes=sum(described.files.values()),
+        bits_per_weight=8 * nbytes / parameters if parameters else 0.0, formats=_formats(tensors),
+        tensors=tensors, metadata={k: _abbreviated(v) for k, v in described.config.items()},
+        provenance=provenance, fallbacks=tuple(_fallbacks(provenance.get("fewbits.plan"))),
+        warnings=(f"only {described.container}'s runtime reads it",),
+    )  # fmt: skip
 
 
 def _summary(tensor: SizedTensor) -> TensorSummary:

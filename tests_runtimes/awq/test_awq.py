@@ -1,7 +1,11 @@
 """AWQ directories in transformers with GPTQModel's kernels for CPUs."""
 
 
-def test_logits_are_those_of_our_weights(artifact, compare, gptqmodel_logits):
+def test_logits_are_those_of_our_weights_and_it_generates(artifact, compare, driver):
     folder, expected = artifact
+    runtime, tokens = driver("gptqmodel"), expected["tokens"].tolist()
 
-    compare(gptqmodel_logits(folder, expected["tokens"]), expected)
+    logits = runtime.logits(str(folder), tokens)
+
+    compare(logits, expected)
+    assert runtime.generate(str(folder), tokens, 3)[0] == logits[-1].argmax()

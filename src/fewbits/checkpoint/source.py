@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from fewbits.checkpoint.checkpoint import Checkpoint
+from fewbits.checkpoint.converted import read_description
 from fewbits.checkpoint.gguf import open_gguf
 from fewbits.checkpoint.gguf_constants import MAGIC
 from fewbits.checkpoint.hf_directory import INDEX, SINGLE, interpret, read_hf_directory
@@ -53,6 +54,11 @@ def open_stored(source: str | Path) -> Checkpoint:
 
 
 def _open_directory(path: Path) -> Checkpoint:
+    if (described := read_description(path)) is not None:
+        raise CheckpointError(
+            f"{path} was converted for {described.container}, whose library alone reads it",
+            allowed=_LOOKED_FOR, action="Start from the model that it was made from, or from another artifact",
+        )  # fmt: skip
     names = sorted(p.name for p in path.iterdir() if p.is_file())
     if any(name.endswith(".safetensors") for name in names) or INDEX in names:
         return read_hf_directory(path)

@@ -7,11 +7,14 @@ import sys
 import typer
 
 from fewbits.cli.evaluate import evaluate
+from fewbits.cli.export import export
 from fewbits.cli.generate import generate
 from fewbits.cli.imatrix import imatrix
 from fewbits.cli.inspect import inspect
 from fewbits.cli.plan import plan
 from fewbits.cli.quantize import quantize
+from fewbits.cli.targets import targets
+from fewbits.cli.verify import verify
 from fewbits.version import __version__
 
 app = typer.Typer(
@@ -23,10 +26,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(quantize)
+app.command()(export)
 app.command()(plan)
 app.command()(imatrix)
 app.command()(inspect)
 app.command()(evaluate)
+app.command()(verify)
+app.command()(targets)
 app.command()(generate)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fewbits.architectures.interpreter import parameters_of_directory, to_hugging_face
 from fewbits.checkpoint.checkpoint import Checkpoint, LazyTensor
+from fewbits.errors import EvaluationError
 from fewbits.evaluation.activations import ROUNDING, TOKEN_ROUNDING, Rounding, RuntimeActivations
 from fewbits.language_model.text_tokenizer import TextTokenizer, open_tokenizer
 from fewbits.language_model.transformers_model import (
@@ -71,6 +72,27 @@ class LanguageModel:
             )
         return output.logits[0, -keep:].float(), output.past_key_values
 
+    def with_float_activations(self) -> LanguageModel:
+        """The same model without the rounding of activations."""
+        return replace(self, activations="float", _roundings={})
+
+    def in_arithmetic(self, dtype: str) -> LanguageModel:
+        """This model with parameters and activations in another dtype; changes it in place, and rounds no activations.
+
+        Tables of positions stay in float32, as transformers has them in a model loaded in that dtype.
+
+        Raises:
+            EvaluationError: no such dtype.
+        """
+        wanted = getattr(torch, dtype, None)
+        if not isinstance(wanted, torch.dtype):
+            raise EvaluationError(
+                "unknown dtype of activations", found=repr(dtype), allowed="as PyTorch has them"
+            )
+        for parameter in self._model.parameters():
+            parameter.data = parameter.data.to(wanted)
+        return self.with_float_activations()
+
     @property
     def _can_keep(self) -> bool:
         return "logits_to_keep" in inspect.signature(self._model.forward).parameters
@@ -111,6 +133,22 @@ def load_language_model(checkpoint: Checkpoint, activations: Activations = "runt
         model = model_from_directory(checkpoint)
         tensors = parameters_of_directory(checkpoint, [name for name, _ in model.named_parameters()])
     roundings = _roundings(model, tensors, table) if activations == "runtime" else {}
+    return _language_model(checkpoint, model, tokenizer, roundings)
+
+
+def language_model_of(checkpoint: Checkpoint, tokenizer: TextTokenizer) -> LanguageModel:
+    """A model of a directory's config and tensors alone, with another's tokenizer; activations aren't rounded.
+
+    Raises:
+        EvaluationError: transformers can't build it, or weights are missing.
+    """
+    model = model_from_tensors(checkpoint, dict(checkpoint.config), checkpoint.tensors)
+    return _language_model(checkpoint, model, tokenizer, {})
+
+
+def _language_model(
+    checkpoint: Checkpoint, model: Any, tokenizer: TextTokenizer, roundings: Mapping[int, Rounding]
+) -> LanguageModel:
     text_config = model.config.get_text_config()
     return LanguageModel(
         name=checkpoint.path.name,

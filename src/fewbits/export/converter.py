@@ -13,8 +13,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from fewbits.checkpoint.checkpoint import Checkpoint, LazyTensor
+from fewbits.checkpoint.converted import foreign_files
 from fewbits.export.exporter import Exporter
 from fewbits.progress import Progress
 
@@ -27,7 +29,10 @@ class Converter(ABC):
         intermediate: writes the directory that is converted; its formats, roles and default are those of ``--to``.
         extra: the extra of fewbits that installs the library, as in ``pip install fewbits[extra]``.
         packages: what can be imported once it is installed.
+        folder: an artifact is a folder of files, with fewbits.json in it.
     """
+
+    folder: ClassVar[bool] = True
 
     name: str
     intermediate: Exporter
@@ -62,8 +67,14 @@ class Converter(ABC):
     def weights(self, output: Path) -> Mapping[str, LazyTensor]:
         """What the written weights are to the runtime, by the quantized directory's names: read from its files.
 
-        At least every quantized one. They are compared with the directory's before the output gets its name.
+        At least every quantized one. They are compared with the directory's before the output gets its name: quantized
+        ones bit for bit, others within the rounding of a dtype of 16 bits. `fewbits verify` runs the model with them,
+        for which it needs all whose numbers can differ from the original's: norms too, where channels were rescaled.
 
         Raises:
             VerificationError: the files don't read back.
         """
+
+    def foreign(self, path: Path) -> list[str]:
+        """What an existing folder holds that fewbits didn't put there, and so must not replace."""
+        return foreign_files(path)

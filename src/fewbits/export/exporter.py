@@ -204,6 +204,10 @@ class Exporter(ABC):
             VerificationError: it doesn't read back.
         """
 
+    @abstractmethod
+    def recognises(self, stored: Checkpoint) -> bool:
+        """Whether an artifact, its tensors as they lie in the files, is this container's."""
+
     def foreign(self, path: Path) -> list[str]:
         """What an existing artifact holds that fewbits didn't put there, and so must not replace."""
         del path

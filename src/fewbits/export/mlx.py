@@ -37,6 +37,7 @@ class MlxExporter(HuggingFaceDirectory):
     roles = ("linear", "embedding", "head")
     column_multiple = 32
     framework = "mlx"
+    method = ""
 
     def tied(self, tensors: Iterable[OutputTensor]) -> list[list[str]]:
         """All experts of a block, which mlx-lm stacks."""

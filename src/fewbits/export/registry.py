@@ -5,7 +5,9 @@ from __future__ import annotations
 from functools import cache
 from importlib import import_module
 
+from fewbits.checkpoint.checkpoint import Checkpoint
 from fewbits.errors import FormatError
+from fewbits.export.converters import converter_names, find_converter
 from fewbits.export.exporter import Exporter
 
 # name -> module and class, imported on first use
@@ -26,14 +28,22 @@ def exporter_names() -> list[str]:
 
 
 def get_exporter(name: str) -> Exporter:
-    """The exporter called `name`; upper or lower case.
+    """The exporter called `name`, or the one that writes what the converter of that name reads; upper or lower case.
 
     Raises:
         FormatError: no such container; the message lists those there are.
     """
+    if converter := find_converter(name):
+        return converter.intermediate
     if name.lower() not in _EXPORTERS:
-        raise FormatError("unknown container", found=repr(name), allowed=", ".join(_EXPORTERS))
+        allowed = ", ".join((*_EXPORTERS, *converter_names()))
+        raise FormatError("unknown container", found=repr(name), allowed=allowed)
     return _make(name.lower())
+
+
+def container_of(stored: Checkpoint) -> str | None:
+    """Which container an artifact is, its tensors as they lie in the files; None if it is none of ours."""
+    return next((name for name in _EXPORTERS if _make(name).recognises(stored)), None)
 
 
 @cache

@@ -20,12 +20,15 @@ from fractions import Fraction
 from functools import lru_cache
 from math import prod
 from types import MappingProxyType
-from typing import Any, ClassVar, Generic, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from fewbits.errors import FormatError
+
+if TYPE_CHECKING:
+    from fewbits.formats.numbers import Numbers
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Codes: TypeAlias = npt.NDArray[np.uint8]
@@ -186,6 +189,24 @@ class Format(ABC, Generic[P]):
     @abstractmethod
     def unpack(self, parts: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int]) -> tuple[Codes, P]:
         """The inverse of `pack`: codes [N, K] and params of R blocks."""
+
+    def numbers(self, tensor: QTensor) -> Numbers:
+        """What a tensor in this format says, in words that other formats understand.
+
+        Raises:
+            FormatError: the format has scales of scales, or a table of its own.
+        """
+        del tensor
+        raise FormatError(f"{self.name} has numbers that no other format holds")
+
+    def take_over(self, numbers: Numbers) -> QTensor:
+        """These numbers of some rows in this format, exactly; their blocks are a multiple of this format's.
+
+        Raises:
+            FormatError: it can't hold them; the message says why in a few words.
+        """
+        del numbers
+        raise FormatError("its numbers can't be chosen one by one")
 
     def linear_parts(self) -> tuple[LinearPart[P], ...]:
         """What may be refitted for fixed codes, innermost first; empty if nothing may change."""

@@ -22,8 +22,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fewbits.formats.format import Codes, Floats, LinearPart, Params, Parts
+from fewbits.errors import FormatError
+from fewbits.formats.format import Codes, Floats, LinearPart, Params, Parts, QTensor
 from fewbits.formats.minifloat import BFLOAT16_MAX, E4M3, E5M2, Minifloat
+from fewbits.formats.numbers import FloatNumbers, Numbers, UnlikeError
 from fewbits.formats.registry import register_family
 from fewbits.formats.scale_search import (
     ScaleSearch,
@@ -100,6 +102,20 @@ class FP8Format(TensorScope[FP8Params]):
         """FP8 number times scale: uint8 [R, S] -> float32 [R, S]."""
         del column
         return self.grid.values[codes] * params.scale[:, None]
+
+    def numbers(self, tensor: QTensor) -> FloatNumbers:
+        """See `Format.numbers`."""
+        params = tensor.params
+        assert isinstance(params, FP8Params)
+        return FloatNumbers(self.grid, tensor.shape[1], tensor.codes, params.scale.reshape(-1, 1))
+
+    def take_over(self, numbers: Numbers) -> QTensor:
+        """See `Format.take_over`."""
+        if not isinstance(numbers, FloatNumbers) or numbers.grid is not self.grid:
+            raise UnlikeError(f"its numbers aren't {self.grid.name}")
+        if self.scope == TENSOR:
+            raise FormatError("it has scales of rows")
+        return QTensor(self, numbers.codes.shape, numbers.codes, FP8Params(numbers.step.reshape(-1)))
 
     def linear_parts(self) -> tuple[LinearPart[FP8Params], ...]:
         """The scale of a channel; that of a tensor isn't one row's to change."""

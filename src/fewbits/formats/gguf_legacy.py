@@ -11,7 +11,8 @@ from typing import ClassVar
 import numpy as np
 
 from fewbits import _native
-from fewbits.formats.format import Codes, Floats, LinearPart, Params, ScaledGrid
+from fewbits.errors import FormatError
+from fewbits.formats.format import Codes, Floats, LinearPart, Params, QTensor, ScaledGrid
 from fewbits.formats.gguf_block import (
     BlockFormat,
     Bytes,
@@ -36,6 +37,7 @@ from fewbits.formats.gguf_search import (
     trims,
 )
 from fewbits.formats.minifloat import round_float16
+from fewbits.formats.numbers import Numbers, StepNumbers, UnlikeError
 from fewbits.formats.registry import register
 
 
@@ -146,6 +148,34 @@ class ScaleFormat(BlockFormat[ScaleParams]):
             ),
         )
 
+    def numbers(self, tensor: QTensor) -> StepNumbers:
+        """See `Format.numbers`.
+
+        Raises:
+            FormatError: the codes stand for a table's values.
+        """
+        if self.grid.table.size:
+            return super().numbers(tensor)  # type: ignore[return-value]  # it raises
+        params = tensor.params
+        assert isinstance(params, ScaleParams)
+        scale = params.d.reshape(tensor.shape[0], -1)
+        levels = tensor.codes.astype(np.int16) - np.int16(self.grid.zero)
+        return StepNumbers(self.block, levels, scale, np.full(scale.shape, np.int16(self.grid.zero)))
+
+    def take_over(self, numbers: Numbers) -> QTensor:
+        """See `Format.take_over`."""
+        if self.grid.table.size:
+            return super().take_over(numbers)
+        if not isinstance(numbers, StepNumbers):
+            raise UnlikeError("its numbers aren't integers")
+        numbers = numbers.with_zero_points().in_blocks(self.block)
+        if numbers.levels.min() < self.grid.low or numbers.levels.max() > self.grid.high:
+            raise FormatError(f"its codes don't fit {int(self.grid.low)} … {int(self.grid.high)}")
+        if (round_float16(numbers.scale) != numbers.scale).any():
+            raise FormatError("its scales aren't numbers of F16")
+        codes = (numbers.levels + np.int16(self.grid.zero)).astype(np.uint8)
+        return QTensor(self, numbers.levels.shape, codes, ScaleParams(numbers.scale.reshape(-1)))
+
     def _pack_blocks(self, codes: Codes, params: ScaleParams) -> list[Bytes]:
         return [half_bytes(params.d), *_pack_codes(codes, self.block_bytes - 2)]
 
@@ -209,6 +239,32 @@ class AffineFormat(BlockFormat[AffineParams]):
                 lambda _, scales: AffineParams(round_float16(scales[0]), round_float16(scales[1])),
             ),
         )
+
+    def numbers(self, tensor: QTensor) -> StepNumbers:
+        """See `Format.numbers`."""
+        params = tensor.params
+        assert isinstance(params, AffineParams)
+        scale, bias = (a.reshape(tensor.shape[0], -1) for a in (params.d, params.m))
+        return StepNumbers(
+            self.block, tensor.codes.astype(np.int16), scale, np.zeros(scale.shape, np.int16), bias
+        )
+
+    def take_over(self, numbers: Numbers) -> QTensor:
+        """See `Format.take_over`; zero points become minima."""
+        if not isinstance(numbers, StepNumbers):
+            raise UnlikeError("its numbers aren't integers")
+        numbers = numbers.in_blocks(self.block)
+        codes, bias = numbers.levels, numbers.bias
+        if bias is None:
+            codes = numbers.levels + np.repeat(numbers.zero, self.block, axis=1)
+            bias = (-numbers.zero * numbers.scale.astype(np.float64)).astype(np.float32)
+        if codes.min() < 0 or codes.max() > self.grid.high:
+            raise FormatError(f"its codes don't fit 0 … {int(self.grid.high)}")
+        for what, array in (("scales", numbers.scale), ("zero points times its scales", bias)):
+            if (round_float16(array) != array).any():
+                raise FormatError(f"its {what} aren't numbers of F16")
+        params = AffineParams(numbers.scale.reshape(-1), bias.reshape(-1))
+        return QTensor(self, numbers.levels.shape, codes.astype(np.uint8), params)
 
     def _pack_blocks(self, codes: Codes, params: AffineParams) -> list[Bytes]:
         scales = [half_bytes(params.d), half_bytes(params.m)]

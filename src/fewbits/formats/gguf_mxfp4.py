@@ -14,9 +14,12 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from fewbits.formats.format import Codes, Floats, LinearPart, Params
+from fewbits.errors import FormatError
+from fewbits.formats.format import Codes, Floats, Format, LinearPart, Params, QTensor
 from fewbits.formats.gguf_block import BlockFormat, Bytes, fold, unfold
 from fewbits.formats.gguf_search import LookupGrid, Tile
+from fewbits.formats.minifloat import E2M1
+from fewbits.formats.numbers import FloatNumbers, Numbers, UnlikeError
 from fewbits.formats.registry import register
 
 # Twice the values of E2M1, so that they are integers; the scale is halved in turn.
@@ -83,6 +86,16 @@ class MXFP4Format(BlockFormat[ExponentParams]):
     def _unpack_blocks(self, data: Bytes) -> tuple[Codes, ExponentParams]:
         return unfold(data[:, 1:], 4, 16), ExponentParams(data[:, 0].copy())
 
+    def numbers(self, tensor: QTensor) -> FloatNumbers:
+        """See `Format.numbers`."""
+        params = tensor.params
+        assert isinstance(params, ExponentParams)
+        return exponent_numbers(tensor, params, self.block)
+
+    def take_over(self, numbers: Numbers) -> QTensor:
+        """See `Format.take_over`."""
+        return exponents_taken_over(self, numbers)
+
     def linear_parts(self) -> tuple[LinearPart[ExponentParams], ...]:
         """The power of two, if a neighbour of it is better."""
         return (
@@ -93,6 +106,28 @@ class MXFP4Format(BlockFormat[ExponentParams]):
                 lambda _, scales: ExponentParams(_nearest_exponent(scales[0])),
             ),
         )
+
+
+def exponent_numbers(tensor: QTensor, params: ExponentParams, block: int) -> FloatNumbers:
+    """What a tensor in MXFP4 says; its codes are those of E2M1."""
+    step = np.ldexp(np.float32(1), params.e.astype(np.int32) - 127)
+    return FloatNumbers(E2M1, block, tensor.codes, step.reshape(tensor.shape[0], -1))
+
+
+def exponents_taken_over(fmt: Format[ExponentParams], numbers: Numbers) -> QTensor:
+    """Numbers in MXFP4, exactly.
+
+    Raises:
+        FormatError: other numbers than E2M1's, or steps that aren't powers of two.
+    """
+    if not isinstance(numbers, FloatNumbers) or numbers.grid is not E2M1:
+        raise UnlikeError("its numbers aren't E2M1")
+    step = np.repeat(numbers.step, numbers.block // fmt.block, axis=1)
+    mantissa, exponent = np.frexp(step)
+    e = exponent.astype(np.int32) + 126
+    if (mantissa != 0.5).any() or e.min() < 0 or e.max() > LARGEST_EXPONENT:
+        raise FormatError("its steps aren't powers of two")
+    return QTensor(fmt, numbers.codes.shape, numbers.codes, ExponentParams(e.astype(np.uint8).reshape(-1)))
 
 
 def _nearest_exponent(scale: Floats) -> Codes:

@@ -12,8 +12,10 @@ from typing import Literal
 
 import numpy as np
 
-from fewbits.formats.format import Codes, Floats, LinearPart, Params
+from fewbits.errors import FormatError
+from fewbits.formats.format import Codes, Floats, LinearPart, Params, QTensor
 from fewbits.formats.integer_fit import fit_asymmetric, fit_symmetric
+from fewbits.formats.numbers import Levels, Numbers, StepNumbers, UnlikeError
 from fewbits.formats.scale_search import denormalise
 from fewbits.formats.scale_type import ScaleType
 from fewbits.formats.tensor_scope import TENSOR, TensorScope
@@ -84,6 +86,51 @@ class IntegerGrid(TensorScope[IntegerParams]):
         value -= params.zero[:, None]
         value *= params.scale[:, None]
         return self.scales.round(value) if self.scales.rounds_products else value
+
+    def numbers(self, tensor: QTensor) -> StepNumbers:
+        """See `Format.numbers`."""
+        params = tensor.params
+        assert isinstance(params, IntegerParams)
+        rows, columns = tensor.shape
+        block = self.block_of(columns)
+        zero = params.zero.reshape(rows, -1).astype(np.int16)
+        levels = tensor.codes.astype(np.int16) - np.repeat(zero, block, axis=1)
+        return StepNumbers(block, levels, params.scale.reshape(rows, -1), zero)
+
+    def take_over(self, numbers: Numbers) -> QTensor:
+        """See `Format.take_over`; where all of a block is 0 its scale may be another."""
+        if not isinstance(numbers, StepNumbers):
+            raise UnlikeError("its numbers aren't integers")
+        if self.scope == TENSOR:
+            raise FormatError("it has scales of groups or rows")
+        rows, columns = numbers.levels.shape
+        numbers = numbers.with_zero_points().in_blocks(self.block_of(columns))
+        low, high = numbers.extremes
+        nothing = ((low == 0) & (high == 0)) | (numbers.scale == 0)
+        wanted = np.where(nothing, np.float32(1), numbers.scale)
+        scale = self.scales.round(wanted)
+        if (scale != wanted).any() or (np.abs(scale) < self.scales.smallest).any():
+            raise FormatError(f"its scales aren't numbers of {self.scales.name}")
+        if not self.scales.signed and (scale < 0).any():
+            raise FormatError("its scales are negative")
+        low, high = (np.where(nothing, np.int16(0), ends) for ends in (low, high))
+        zero = self._zero_points(numbers, low, high)
+        levels = np.where(np.repeat(nothing, numbers.block, axis=1), np.int16(0), numbers.levels)
+        codes = (levels + np.repeat(zero, numbers.block, axis=1)).astype(np.uint8)
+        params = IntegerParams(scale.reshape(-1), zero.astype(np.uint8).reshape(-1))
+        return QTensor(self, (rows, columns), codes, params)
+
+    def _zero_points(self, numbers: StepNumbers, low: Levels, high: Levels) -> Levels:
+        """The zero point of each block, int16: the one it has where that is possible."""
+        least, most = np.maximum(-low, 0), (1 << self.width) - 1 - np.maximum(high, 0)
+        if self.symmetric:
+            least, most = np.maximum(least, self._middle), np.minimum(most, self._middle)
+        if (least > most).any():
+            if (high.astype(np.int32) - low >= 1 << self.width).any():
+                raise FormatError(f"its codes don't fit {self.width} bits")
+            raise FormatError("it has zero points" if self.symmetric else "0 isn't among its codes")
+        found: Levels = np.clip(numbers.zero, least, most).astype(np.int16)
+        return found
 
     def linear_parts(self) -> tuple[LinearPart[IntegerParams], ...]:
         """Scale and offset, whose zero point is rounded, then the scale alone; nothing of a whole tensor."""

@@ -21,10 +21,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fewbits.formats.format import Codes, Floats, Parts
+from fewbits.errors import FormatError
+from fewbits.formats.format import Codes, Floats, Parts, QTensor
 from fewbits.formats.fp8 import FP8Format, FP8Params
 from fewbits.formats.integer_grid import IntegerGrid, IntegerParams
 from fewbits.formats.minifloat import E4M3
+from fewbits.formats.numbers import Numbers
 from fewbits.formats.nvfp4 import NVFP4Format, NVFP4Params
 from fewbits.formats.registry import register
 from fewbits.formats.scale_type import FLOAT32
@@ -59,6 +61,19 @@ class ModelOptNVFP4Format(NVFP4Format):
         exponent = np.frexp(bound._global_scale)[1] - 1
         bound._global_scale = np.float32(np.ldexp(np.float32(1), np.clip(exponent, -126, 126)))
         return bound
+
+    def take_over(self, numbers: Numbers) -> QTensor:
+        """See `Format.take_over`; products with the second scale must be the quotients by the global scale."""
+        taken = super().take_over(numbers)
+        params = taken.params
+        assert isinstance(params, NVFP4Params)
+        second = np.float32(1) / params.global_scale[:1]
+        products = E4M3.values[params.scale] * second
+        if np.float32(1) / second[0] != params.global_scale[0] or (products != params.step).any():
+            raise FormatError(
+                "its global scale isn't a power of two, so that block scales times its reciprocal are others"
+            )
+        return taken
 
     def pack(self, codes: Codes, params: NVFP4Params) -> Parts:
         """The arrays above, of some rows."""

@@ -15,8 +15,14 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from fewbits.formats.format import Codes, Floats, Format, LinearPart, Params, Parts
-from fewbits.formats.gguf_mxfp4 import MXFP4, ExponentParams
+from fewbits.formats.format import Codes, Floats, Format, LinearPart, Params, Parts, QTensor
+from fewbits.formats.gguf_mxfp4 import (
+    MXFP4,
+    ExponentParams,
+    exponent_numbers,
+    exponents_taken_over,
+)
+from fewbits.formats.numbers import FloatNumbers, Numbers
 from fewbits.formats.registry import register
 
 
@@ -40,6 +46,16 @@ class PackedMXFP4Format(Format[ExponentParams]):
     def decode(self, codes: Codes, params: ExponentParams, column: int = 0) -> Floats:
         """E2M1 number times power of two, exact: uint8 [R, S] -> float32 [R, S]."""
         return MXFP4.decode(codes, params, column)
+
+    def numbers(self, tensor: QTensor) -> FloatNumbers:
+        """See `Format.numbers`."""
+        params = tensor.params
+        assert isinstance(params, ExponentParams)
+        return exponent_numbers(tensor, params, self.block)
+
+    def take_over(self, numbers: Numbers) -> QTensor:
+        """See `Format.take_over`."""
+        return exponents_taken_over(self, numbers)
 
     def linear_parts(self) -> tuple[LinearPart[ExponentParams], ...]:
         """The power of two, if a neighbour of it is better."""

@@ -24,8 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fewbits.errors import FormatError
-from fewbits.formats.format import Codes, Floats, Format, LinearPart, Params, Parts
+from fewbits.formats.format import Codes, Floats, Format, LinearPart, Params, Parts, QTensor
 from fewbits.formats.minifloat import BFLOAT16_MAX, E2M1, E4M3
+from fewbits.formats.numbers import FloatNumbers, Numbers, UnlikeError
 from fewbits.formats.registry import register
 from fewbits.formats.scale_search import ScaleSearch, relative_importance, tiles
 
@@ -113,6 +114,24 @@ class NVFP4Format(Format[NVFP4Params]):
         """E2M1 number times ``scale / global scale``, in float32: uint8 [R, S] -> float32 [R, S]."""
         del column
         return E2M1.values[codes] * params.step[:, None]
+
+    def numbers(self, tensor: QTensor) -> FloatNumbers:
+        """See `Format.numbers`."""
+        params = tensor.params
+        assert isinstance(params, NVFP4Params)
+        rows = tensor.shape[0]
+        step, scale = params.step.reshape(rows, -1), params.scale.reshape(rows, -1)
+        return FloatNumbers(E2M1, self.block, tensor.codes, step, scale, np.float32(params.global_scale[0]))
+
+    def take_over(self, numbers: Numbers) -> QTensor:
+        """See `Format.take_over`."""
+        if not isinstance(numbers, FloatNumbers) or numbers.grid is not E2M1:
+            raise UnlikeError("its numbers aren't E2M1")
+        if numbers.scale is None or numbers.global_scale is None:
+            raise FormatError("it has no scale of the whole tensor")
+        scale = numbers.scale.reshape(-1)
+        params = NVFP4Params(scale, np.broadcast_to(numbers.global_scale, scale.shape))
+        return QTensor(self, numbers.codes.shape, numbers.codes, params)
 
     def linear_parts(self) -> tuple[LinearPart[NVFP4Params], ...]:
         """The block's scale; the tensor's isn't one block's to change."""

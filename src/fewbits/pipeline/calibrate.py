@@ -71,10 +71,10 @@ def calibrate(
     store = statistics_for(checkpoint, read, settings.memory_bytes, progress)
     about = store.description
     segments = statistics_rows(exporter, tensors, metadata, set(store.names()))
-    material = Material(str(checkpoint.path), exporter.name, str(store.folder))
+    material = Material(str(checkpoint.path), settings.to.lower(), str(store.folder))
     folds: Folds = {}
     if settings.fold:
-        file = store.folder / f"folds-{exporter.name}-{__version__}.npz"
+        file = store.folder / f"folds-{settings.to.lower()}-{__version__}.npz"
         if not file.is_file():
             save_folds(file, _choose_folds(material, exporter, tensors, metadata, settings, progress))
         folds = load_folds(file)

@@ -12,14 +12,16 @@ from typing import Any
 
 from fewbits.checkpoint.source import open_checkpoint
 from fewbits.errors import ArchitectureError, VerificationError
+from fewbits.export.converter import Converter
+from fewbits.export.converters import find_converter
 from fewbits.export.exporter import OutputTensor
-from fewbits.export.registry import get_exporter
+from fewbits.pipeline.conversion import convert_directory
 from fewbits.pipeline.goal import Goal
 from fewbits.pipeline.job import Job, Settings, assemble, effort_or_default, prepare_job
 from fewbits.pipeline.journal import Journal
 from fewbits.pipeline.quantize import (
-    check_output,
     check_resources,
+    check_target,
     fallbacks,
     predicted_memory,
     run_job,
@@ -34,7 +36,8 @@ class DryRun:
     """Predictions (size exact, the rest estimates) and what was tried.
 
     Attributes:
-        size: bytes of the output, exact.
+        size: bytes of the output, exact; of a container that its runtime's library writes those of the directory
+            that it is made from.
         bits_per_weight: exact.
         disk_needed: bytes that must be free while it is made.
         disk_free: bytes that are.
@@ -108,7 +111,8 @@ def dry_run(
     """
     progress = progress or Silent()
     output = Path(output)
-    check_output(output, force=force, exporter=get_exporter(to))
+    converter = find_converter(to)
+    check_target(source, output, to, force=force)
     effort = effort_or_default(effort, imatrix)
     settings = Settings(to, effort, calibration, memory, threads, seed, imatrix, algorithm, fold, tune)
     goal = Goal(format, bits, size, max_kl, plan, like, tuple(pins))
@@ -117,8 +121,11 @@ def dry_run(
     with tempfile.TemporaryDirectory(prefix=".fewbits-dry-run-", dir=output.parent) as folder:
         small = one_block(job)
         seconds, ran = _try(small, Path(folder) / output.name, used, progress)
+        if converter is not None:
+            _try_conversion(converter, Path(folder) / output.name, progress)
     return DryRun(
-        size=job.layout.size, bits_per_weight=job.plan.bits_per_weight, disk_needed=job.layout.size,
+        size=job.layout.size, bits_per_weight=job.plan.bits_per_weight,
+        disk_needed=job.layout.size * (1 if converter is None else 2),
         disk_free=shutil.disk_usage(output.parent).free, peak_memory=predicted_memory(job, used),
         seconds=round(_extrapolate(seconds, small.tensors, job.tensors), 1), threads=used,
         tried=len(small.tensors), tried_size=small.layout.size, ran=ran, fallbacks=fallbacks(job.plan),
@@ -164,6 +171,12 @@ def _try(job: Job, output: Path, threads: int, progress: Progress) -> tuple[dict
         verify_output(job, journal, watch)
         journal.publish()
     return watch.seconds, _runs(output)
+
+
+def _try_conversion(converter: Converter, directory: Path, progress: Progress) -> None:
+    """Convert the one-block model, and compare its weights."""
+    converter.check(open_checkpoint(directory))
+    convert_directory(converter, directory, directory.with_name(directory.name + "-converted"), progress)
 
 
 def _runs(path: Path) -> bool | None:

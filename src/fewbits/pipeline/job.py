@@ -14,6 +14,7 @@ from fewbits.algorithms import imatrix as weighted_rounding
 from fewbits.algorithms.registry import NONE, needs_statistics
 from fewbits.checkpoint.checkpoint import Checkpoint
 from fewbits.checkpoint.content_hash import content_hash
+from fewbits.checkpoint.converted import read_description
 from fewbits.checkpoint.source import open_checkpoint
 from fewbits.errors import FewbitsError, PlanError
 from fewbits.export.exporter import Exporter, Layout, OutputTensor
@@ -360,9 +361,12 @@ def _size_estimate(
 
 def _like(path: Path, provenance: Provenance) -> tuple[Provenance, dict[str, TensorChoice]]:
     """Plan, goal, effort and seed of an artifact that fewbits made."""
-    made = Provenance.from_metadata(open_checkpoint(path).metadata, str(path))
+    described = read_description(path)
+    metadata = open_checkpoint(path).metadata if described is None else described.metadata
+    made = Provenance.from_metadata(metadata, str(path))
     choices = parse_choices(made.plan_data, f"the plan in {path}")
-    return replace(made, source=provenance.source, source_hash=provenance.source_hash), choices
+    made = replace(made, source=provenance.source, source_hash=provenance.source_hash)
+    return replace(made, exported="", exported_hash=""), choices
 
 
 def _calibrated(provenance: Provenance, calibration: Calibration) -> Provenance:

@@ -272,20 +272,16 @@ class Journal:
         then, the same command finds everything finished and publishes again.
         """
         self.sync()
-        old = replaced_path(self.output)
         if self.folder:
             os.fsync(self._lock)  # the names of its files
-        if self.folder and self.output.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            self.output.rename(old)
-        part_path(self.output).replace(self.output)
+            replace_folder(part_path(self.output), self.output)
+        else:
+            part_path(self.output).replace(self.output)
         tuning_path(self.output).unlink(missing_ok=True)
         journal_path(self.output).unlink()
-        folder = os.open(self.output.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        _sync_folder(self.output.parent)
         if self.folder:
-            shutil.rmtree(old, ignore_errors=True)
+            shutil.rmtree(replaced_path(self.output), ignore_errors=True)
 
     def discard(self) -> None:
         """Remove the unfinished work: the source can't be quantized, so nothing of it is of use."""
@@ -296,3 +292,21 @@ class Journal:
             part.unlink(missing_ok=True)
         tuning_path(self.output).unlink(missing_ok=True)
         journal_path(self.output).unlink(missing_ok=True)
+
+
+def replace_folder(part: Path, output: Path) -> None:
+    """Give a finished folder its name; what had the name keeps `replaced_path` until the caller removes it.
+
+    A folder can't take the place of another in one step: for a moment the old one has another name only.
+    """
+    old = replaced_path(output)
+    if output.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        output.rename(old)
+    part.replace(output)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)

@@ -32,6 +32,8 @@ class Provenance:
         folds: sha256 of the factors that channels were rescaled with; empty if none were.
         imatrix: what the importance matrix was; empty without one.
         imatrix_hash: the file's sha256.
+        exported: name of the artifact whose numbers were taken over; empty if they were made here.
+        exported_hash: sha256 over its files.
         version: of fewbits.
         plan_data: the choices found in an artifact, unparsed; None before one is made.
     """
@@ -47,6 +49,8 @@ class Provenance:
     tuning: str = ""
     imatrix: str = ""
     imatrix_hash: str = ""
+    exported: str = ""
+    exported_hash: str = ""
     version: str = __version__
     plan_data: Any = field(default=None, repr=False)
 
@@ -70,6 +74,8 @@ class Provenance:
                 tuning=str(metadata.get("fewbits.tuning", "")).strip(),
                 imatrix=str(metadata.get("fewbits.imatrix.name", "")),
                 imatrix_hash=str(metadata.get("fewbits.imatrix.hash", "")),
+                exported=str(metadata.get("fewbits.export.name", "")),
+                exported_hash=str(metadata.get("fewbits.export.hash", "")),
                 plan_data=json.loads(metadata["fewbits.plan"]),
             )
         except (KeyError, ValueError, TypeError) as error:
@@ -100,4 +106,7 @@ def provenance_metadata(provenance: Provenance, plan: Plan) -> dict[str, Any]:
     if provenance.imatrix:
         keys["fewbits.imatrix.name"] = provenance.imatrix
         keys["fewbits.imatrix.hash"] = provenance.imatrix_hash
+    if provenance.exported:
+        keys["fewbits.export.name"] = provenance.exported
+        keys["fewbits.export.hash"] = provenance.exported_hash
     return keys

@@ -5,14 +5,23 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fewbits.algorithms.registry import needs_statistics
+from fewbits.checkpoint.source import open_checkpoint
 from fewbits.errors import CheckpointError, OutputError
+from fewbits.export.converter import Converter
+from fewbits.export.converters import find_converter, require_packages
 from fewbits.export.exporter import Exporter, OutputTensor
 from fewbits.export.registry import get_exporter
+from fewbits.pipeline.conversion import (
+    claim_directory,
+    convert_directory,
+    directory_path,
+    finish_conversion,
+)
 from fewbits.pipeline.goal import Goal
 from fewbits.pipeline.job import Job, Settings, effort_or_default, prepare_job
 from fewbits.pipeline.journal import Journal, part_path
@@ -143,16 +152,63 @@ def quantize(
     began = time.monotonic()
     progress = progress or Silent()
     output = Path(output)
-    check_output(output, force=force, exporter=get_exporter(to))
+    converter = find_converter(to)
+    check_target(source, output, to, force=force)
     effort = effort_or_default(effort, imatrix)
     settings = Settings(to, effort, calibration, memory, threads, seed, imatrix, algorithm, fold, tune)
     goal = Goal(format, bits, size, max_kl, plan, like, tuple(pins))
     job = prepare_job(source, goal, settings, progress)
-    workers = check_resources(job, output, settings)
     for warning in job.warnings:
         progress.message(warning)
+
+    def write(path: Path) -> Written:
+        return write_job(job, path, settings, progress, discard=force)
+
+    if converter is None:
+        written = write(output)
+    else:
+        written = write_converted(converter, job, output, write, progress, discard=force)
+    return quantize_result(written, source, output, time.monotonic() - began)
+
+
+@dataclass(frozen=True)
+class Written:
+    """An output that has its name: the job as it ended, bytes, tensors that were resumed and that were undone."""
+
+    job: Job
+    size: int
+    resumed: int = 0
+    undone: tuple[str, ...] = ()
+
+
+def quantize_result(written: Written, source: str | Path, output: Path, seconds: float) -> QuantizeResult:
+    """The report on an output."""
+    job = written.job
+    return QuantizeResult(
+        output=str(output), size=written.size, bits_per_weight=job.plan.bits_per_weight, source=str(source),
+        source_hash=job.provenance.source_hash, effort=job.provenance.effort,
+        formats=dict(Counter(job.plan.formats().values())), fallbacks=fallbacks(job.plan),
+        predicted_kl=job.plan.predicted_kl, tuning=job.provenance.tuning, undone=written.undone,
+        seconds=round(seconds, 3), resumed=written.resumed, warnings=job.warnings,
+    )  # fmt: skip
+
+
+def write_job(job: Job, output: Path, settings: Settings, progress: Progress, *, discard: bool) -> Written:
+    """Write an output from where an interrupted run of the job stopped, check it, and give it its name.
+
+    Args:
+        job: what to write.
+        output: the file or folder.
+        settings: of the job.
+        progress: receives what is being done.
+        discard: begin anew when the work on disk belongs to another job, instead of refusing.
+
+    Raises:
+        FewbitsError: with the cause and the cure; the output isn't touched.
+    """
+    workers = check_resources(job, output, settings)
     with Journal(output, job.run, folder=job.exporter.folder) as journal:
-        journal.resume(job.layout, discard=force)
+        journal.resume(job.layout, discard=discard)
         resumed = len(journal.finished)
         if resumed:
             progress.message(f"resuming: {resumed} of {len(job.tensors)} tensors are done")
@@ -160,13 +216,44 @@ def quantize(
         job = tuned_job(job, journal, settings, progress)
         verify_output(job, journal, progress)
         journal.publish()
-    return QuantizeResult(
-        output=str(output), size=job.layout.size, bits_per_weight=job.plan.bits_per_weight, source=str(source),
-        source_hash=job.provenance.source_hash, effort=job.provenance.effort,
-        formats=dict(Counter(job.plan.formats().values())), fallbacks=fallbacks(job.plan),
-        predicted_kl=job.plan.predicted_kl, tuning=job.provenance.tuning, undone=journal.undone,
-        seconds=round(time.monotonic() - began, 3), resumed=resumed, warnings=job.warnings,
-    )  # fmt: skip
+    return Written(job, job.layout.size, resumed, journal.undone)
+
+
+def write_converted(
+    converter: Converter,
+    job: Job,
+    output: Path,
+    write: Callable[[Path], Written],
+    progress: Progress,
+    *,
+    discard: bool,
+) -> Written:
+    """As `write_job`, for a container that its runtime's library makes from the job's directory, which `write` writes.
+
+    Raises:
+        FewbitsError: with the cause and the cure; the output isn't touched.
+    """
+    written = Written(job, job.layout.size, len(job.tensors))
+    if not claim_directory(output, job.run, converter, discard=discard):
+        written = write(directory_path(output))
+    else:
+        progress.message("resuming: all tensors are quantized")
+    size = convert_directory(converter, directory_path(output), output, progress)
+    finish_conversion(output)
+    return replace(written, size=size)
+
+
+def check_target(source: str | Path, output: Path, to: str, *, force: bool) -> None:
+    """Refuse an output that exists, and a converter without its packages or with a model that it has no place for.
+
+    Raises:
+        FewbitsError: see `check_output`, `MissingExtraError` and `Converter.check`.
+    """
+    converter = find_converter(to)
+    check_output(output, force=force, exporter=converter or get_exporter(to))
+    if converter is not None:
+        require_packages(converter)
+        converter.check(open_checkpoint(source))
 
 
 def run_job(job: Job, journal: Journal, workers: int, progress: Progress) -> None:
@@ -215,7 +302,7 @@ def fallbacks(plan: Plan) -> dict[str, str]:
     return {name: f"{c.requested} -> {c.format}" for name, c in plan.tensors.items() if c.requested}
 
 
-def check_output(output: Path, *, force: bool, exporter: Exporter | None = None) -> None:
+def check_output(output: Path, *, force: bool, exporter: Exporter | Converter | None = None) -> None:
     """Refuse an output that exists (without `force`) or a folder that doesn't.
 
     Args:

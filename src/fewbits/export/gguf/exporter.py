@@ -126,6 +126,10 @@ class GgufExporter(Exporter):
         untyped = {key: plain(value) for key, value in metadata.items()}
         return to_hugging_face(Checkpoint(Path(), "gguf", tensors, (), metadata=untyped))[1]
 
+    def recognises(self, stored: Checkpoint) -> bool:
+        """See `Exporter.recognises`."""
+        return stored.container == "gguf"
+
     def read_back(self, path: Path) -> Layout:
         """Parse a written file's header again, with the reader for files from anywhere.
 

@@ -21,6 +21,7 @@ from typing import Any
 from fewbits.architectures import parameters_of_directory, to_published
 from fewbits.checkpoint.checkpoint import Checkpoint, LazyTensor, StoredTensor
 from fewbits.checkpoint.dtypes import PLAIN, STORAGE
+from fewbits.checkpoint.hf_directory import quantization_of
 from fewbits.checkpoint.packed import WEIGHT, owner_of, quantized_modules
 from fewbits.errors import ArchitectureError, CheckpointError, PlanError, VerificationError
 from fewbits.export.exporter import WHOLE, Exporter, Layout, OutputFile, OutputTensor, Region
@@ -44,6 +45,7 @@ class HuggingFaceDirectory(Exporter):
         column_multiple: likewise for columns.
         framework: what the files' metadata say that they are for.
         one_format: whether the config has one format for all quantized modules of a model.
+        method: config.json's ``quant_method``; "" where it has none.
     """
 
     folder = True
@@ -54,6 +56,11 @@ class HuggingFaceDirectory(Exporter):
     column_multiple: int = 1
     framework: str = "pt"
     one_format: bool = False
+
+    @property
+    def method(self) -> str:
+        """As the container is called, in most."""
+        return self.name
 
     @abstractmethod
     def description(self, tensors: Sequence[OutputTensor], formats: Mapping[str, str]) -> dict[str, Any]:
@@ -217,6 +224,12 @@ class HuggingFaceDirectory(Exporter):
             tensor, part = (array, WHOLE) if owner is None else (f"{owner[0]}.{WEIGHT}", owner[1])
             parts.setdefault(tensor, {})[part] = region
         return Layout(files, parts)
+
+    def recognises(self, stored: Checkpoint) -> bool:
+        """By the method that config.json says weights are quantized by."""
+        described = quantization_of(stored.config)
+        named = described.get("quant_method", "")
+        return stored.container == "safetensors" and bool(described) and named == self.method
 
     def foreign(self, path: Path) -> list[str]:
         """Files that are no part of a model that fewbits made."""

@@ -1,0 +1,43 @@
+"""Facts about compressed-tensors' directories."""
+
+from fewbits.targets import sources
+from fewbits.targets.target import Runtime, Scheme, Target
+
+TARGET = Target(
+    "compressed-tensors",
+    "Hugging Face directory for servers on GPUs and CPUs",
+    runtimes=(
+        Runtime(
+            "transformers", "anything that PyTorch runs on; weights are unpacked", driver="transformers",
+            row="compressed-tensors",
+            sources=("https://huggingface.co/docs/transformers/quantization/compressed_tensors",),
+        ),
+        Runtime("vLLM", "NVIDIA and AMD GPUs, x86 CPUs, TPUs", sources=(sources.VLLM,)),
+        Runtime(
+            "SGLang", "NVIDIA and AMD GPUs",
+            sources=("https://docs.sglang.ai/advanced_features/quantization.html",),
+        ),
+    ),
+    schemes=(
+        Scheme(
+            "W4A16 and W8A16 integers", ("INT{4|8}_G{32|64|128}_SYM",), sources.EVERY_NVIDIA + "; x86 CPUs (4 bits)",
+            sources.MARLIN_LIMITS, (sources.MARLIN,),
+        ),
+        Scheme(
+            "W4A16 integers with zero points", ("INT4_G{32|64|128}",), sources.EVERY_NVIDIA + "; x86 CPUs",
+            sources.MARLIN_LIMITS, (sources.MARLIN,),
+        ),
+        Scheme(
+            "W8A8 integers", ("INT8_CHANNEL_SYM",),
+            "NVIDIA GPUs from compute capability 7.5 to 9.0 (Turing to Hopper), x86 CPUs, TPUs", "",
+            (sources.VLLM_TABLE, "https://docs.vllm.ai/en/v0.11.2/features/quantization/"),
+        ),
+        Scheme("W8A8 FP8", ("FP8_E4M3_CHANNEL",), sources.FP8, "", (sources.VLLM_FP8,)),
+        Scheme("W4A16 NVFP4", ("NVFP4",), sources.FP4, "", (sources.MODELOPT, sources.MARLIN)),
+        Scheme("W4A16 MXFP4", ("MXFP4_PACKED",), sources.FP4, "", (sources.MODELOPT, sources.MARLIN)),
+        Scheme(
+            "other integers", ("INT{2..8}_{G16|G32|G64|G128|CHANNEL}[_SYM]",),
+            "transformers alone, which unpacks them", "", (sources.MARLIN,),
+        ),
+    ),
+)  # fmt: skip

@@ -1,0 +1,92 @@
+"""Facts about targets: whole, with sources, and in step with drivers, formats and the rows that prove them."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fewbits.cli.main import app
+from fewbits.export.converters import converter_names
+from fewbits.export.registry import exporter_names, get_exporter
+from fewbits.runtimes.drive import package_of
+from fewbits.runtimes.registry import requirements_of, runtime_names
+from fewbits.targets.registry import target_names, target_of
+from fewbits.targets.report import describe, targets
+
+ROWS = Path(__file__).parents[2] / "tests_runtimes"
+TARGETS = [target_of(name) for name in target_names()]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.container)
+def test_every_fact_has_a_public_source(target):
+    assert target.runtimes
+    assert target.schemes
+    for fact in (*target.runtimes, *target.schemes):
+        assert fact.sources
+        assert all(re.match(r"https://[\w.-]+/\S+$", source) for source in fact.sources)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.container)
+def test_schemes_speak_of_formats_that_the_container_holds(target):
+    """A scheme's names are grammars such as INT{4|8}_G{32|64|128}[_SYM]."""
+    formats = get_exporter(target.container).formats
+
+    def pattern(grammar):
+        text = grammar.split(" ")[0].replace("…", ".*").replace("{2..8}", "[2-8]")
+        return (
+            text.replace("{", "(").replace("}", ")").replace("[_SYM]", "(_SYM)?").replace("[_F16]", "(_F16)?")
+        )
+
+    found = set()
+    for scheme in target.schemes:
+        for grammar in scheme.formats:
+            held = {name for name in formats if re.fullmatch(pattern(grammar), name)}
+            assert held, grammar
+            found |= held
+    assert found == set(formats)
+
+
+def test_every_container_has_facts():
+    assert {*exporter_names(), *converter_names()} <= set(target_names())
+
+
+def test_rows_have_the_packages_that_their_driver_was_tested_with():
+    named = {r.row: r for target in TARGETS for r in target.runtimes if r.row}
+    assert set(named) == {path.parent.name for path in ROWS.glob("*/formats.txt")}
+    for row, runtime in named.items():
+        assert runtime.driver in runtime_names()
+        listed = (ROWS / row / "requirements.txt").read_text().splitlines()
+        for requirement in requirements_of(runtime.driver):
+            if package_of(requirement) in map(package_of, listed):
+                assert requirement in listed, (row, requirement)
+        shared = {package_of(r) for r in requirements_of(runtime.driver)} & {package_of(r) for r in listed}
+        assert len(shared) >= 1
+        for line in (ROWS / row / "formats.txt").read_text().splitlines():
+            container, name = line.split()
+            assert row in [r.row for r in target_of(container).runtimes]
+            assert name in get_exporter(container).formats
+
+
+def test_the_report_says_what_is_here():
+    reports = {report.name: report for report in targets()}
+
+    (transformers,) = reports["compressed-tensors"].runtimes
+    assert transformers.ready
+    assert transformers.installed["torch"]
+    (gptqmodel,) = reports["gptq"].runtimes
+    assert not gptqmodel.ready
+    assert gptqmodel.installed["gptqmodel"] is None
+    assert gptqmodel.command.endswith("pip install " + " ".join(requirements_of("gptqmodel")))
+    assert gptqmodel.command in describe(tuple(reports.values()))
+    assert all(report.writable for report in reports.values())
+
+
+def test_the_command_prints_one_object():
+    done = CliRunner().invoke(app, ["targets", "--json"])
+
+    assert done.exit_code == 0
+    names = [entry["name"] for entry in json.loads(done.stdout)["targets"]]
+    assert names == [*exporter_names(), *converter_names()]
+    assert "runs in vLLM" in CliRunner().invoke(app, ["targets"]).stdout
