@@ -15,7 +15,7 @@ from safetensors import safe_open
 import fewbits
 from fewbits.checkpoint.packed import PackedTensor
 from fewbits.checkpoint.source import open_checkpoint
-from fewbits.errors import PlanError
+from fewbits.errors import FormatError, PlanError
 from fewbits.evaluation.activations import OutlierRounding
 from fewbits.formats import get_format
 
@@ -189,6 +189,55 @@ def test_rows_that_do_not_fill_words_stay_in_floating_point(tmp_path):
     assert tensors["model.layers.0.mlp.up_proj.weight"].dtype == "BF16"
     assert tensors["model.layers.0.self_attn.q_proj.weight"].dtype == "GPTQ4_G32_SYM"
     assert any("multiple of 32 rows" in warning for warning in result.warnings)
+
+
+@pytest.fixture(scope="module")
+def uneven_llama(tmp_path_factory):
+    """Rows of 192 and of 256: a group of 128 divides only those of 256."""
+    from tests.conftest import write_llama
+
+    return write_llama(tmp_path_factory.mktemp("models") / "uneven", hidden=192, ffn=256)
+
+
+@pytest.mark.parametrize(
+    ("container", "default", "fitting"),
+    [("gptq", "GPTQ4_G128_SYM", "GPTQ4_G64_SYM"), ("awq", "AWQ4_G128", "AWQ4_G64")],
+)
+def test_without_a_format_all_get_the_largest_group_that_divides_all_rows(
+    uneven_llama, tmp_path, container, default, fitting
+):
+    result = fewbits.quantize(uneven_llama, tmp_path / "out", to=container)
+
+    assert result.formats[fitting] == 21
+    assert set(result.fallbacks.values()) == {f"{default} -> {fitting}"}
+    assert f"{default} -> {fitting} for 21 tensors" in result.describe()
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert config["group_size"] == 64
+    assert "dynamic" not in config
+    assert fewbits.quantize(uneven_llama, tmp_path / "bits", to=container, bits=9).size > result.size / 2
+
+
+@pytest.mark.parametrize("effort", ["fast", "balanced"])
+@pytest.mark.parametrize(
+    ("container", "name", "nearest"), [("gptq", "GPTQ8_G128", "GPTQ8_G64"), ("awq", "AWQ4_G128", "AWQ4_G64")]
+)
+def test_a_format_asked_for_that_does_not_divide_the_rows_is_refused_before_work(
+    uneven_llama, tmp_path, monkeypatch, container, name, nearest, effort
+):
+    monkeypatch.setattr("fewbits.pipeline.calibrate.calibrate", None)  # a call would be a TypeError
+    with pytest.raises(FormatError, match=f"{name}, whose block is 128; allowed: {nearest}"):
+        fewbits.quantize(uneven_llama, tmp_path / "out", to=container, format=name, effort=effort)
+    assert not list(tmp_path.iterdir())
+
+
+def test_mlx_mixes_groups_by_layer(uneven_llama, tmp_path):
+    result = fewbits.quantize(uneven_llama, tmp_path / "out", to="mlx", format="MLX4_G128")
+
+    assert result.formats["MLX4_G64"] == 19  # and the embedding
+    assert result.formats["MLX4_G128"] == 3
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization"]
+    assert config["group_size"] == 64
+    assert config[DOWN]["group_size"] == 128
 
 
 @pytest.mark.parametrize(("container", "name"), [("gptq", "GPTQ4_G64_SYM"), ("modelopt", "MODELOPT_NVFP4")])

@@ -23,6 +23,7 @@ class AwqExporter(HuggingFaceDirectory):
     formats = tuple(f"AWQ4_G{group}" for group in GROUPS)
     default_format = "AWQ4_G128"
     one_format = True
+    fallbacks = False
     markers = MARKERS
     parts = PARTS
     row_multiple = 8  # eight rows are one word

@@ -29,6 +29,7 @@ class BitsandbytesExporter(HuggingFaceDirectory):
     formats = (_INT8, _NF4)
     default_format = _NF4
     one_format = True
+    fallbacks = False
     markers = MARKERS
     parts = PARTS
     column_multiple = BLOCK

@@ -122,6 +122,8 @@ class Exporter(ABC):
         default_format: the goal when none is given.
         plain_formats: dtypes that tensors may stay in.
         alignment: tensors begin at multiples of it.
+        fallbacks: whether tensors whose rows a format's block doesn't divide may have its fallback while others have
+            the format: not where the container, or a runtime that it is for, knows one format in a model.
     """
 
     name: str
@@ -131,6 +133,7 @@ class Exporter(ABC):
     default_format: str
     plain_formats: tuple[str, ...] = ("F32", "F16", "BF16")
     alignment: int = 1
+    fallbacks: bool = True
 
     @abstractmethod
     def tensors(self, checkpoint: Checkpoint) -> list[OutputTensor]:

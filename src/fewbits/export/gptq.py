@@ -34,6 +34,7 @@ class GptqExporter(HuggingFaceDirectory):
     # What Marlin, the kernel of vLLM and SGLang, and every other takes.
     planned = tuple(gptq_name(width, group, symmetric=True) for width in (8, 4) for group in GROUPS)
     default_format = "GPTQ4_G128_SYM"
+    fallbacks = False  # transformers loads one format only
     markers = MARKERS
     parts = PARTS
     row_multiple = 32  # zero points of so many rows fill whole words, whatever the width
@@ -44,7 +45,7 @@ class GptqExporter(HuggingFaceDirectory):
         chosen = {name for name in formats.values() if name in self.formats}
         mixed = (
             f"transformers loads gptq in one format only; GPTQModel and vLLM read mixtures such as this of "
-            f"{', '.join(sorted(chosen))}: where a row's length isn't a multiple of the group, name a smaller group",
+            f"{', '.join(sorted(chosen))}",
         )
         return (*(mixed if len(chosen) > 1 else ()), *super().notes(checkpoint, formats))
 

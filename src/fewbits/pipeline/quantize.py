@@ -78,7 +78,8 @@ class QuantizeResult:
         ]
         kinds = Counter(self.fallbacks.values())
         lines += [
-            f"  fallback: {kind} for {n} tensors (block doesn't divide the row)" for kind, n in kinds.items()
+            f"  fallback: {kind} for {n} tensors (the block doesn't divide all their rows)"
+            for kind, n in kinds.items()
         ]
         if self.predicted_kl is not None:
             lines.append(f"  predicted KL divergence: {self.predicted_kl:.4f} nats per token (an estimate)")
