@@ -3,7 +3,10 @@
 import json
 
 import torch
-from modelopt.torch.export.convert_hf_config import convert_hf_quant_config_format
+from modelopt.torch.export.convert_hf_config import (
+    _quant_algo_to_group_config,
+    convert_hf_quant_config_format,
+)
 from modelopt.torch.export.quant_utils import pack_int4_in_uint8
 from modelopt.torch.quantization.qtensor import NVFP4QTensor
 from safetensors.torch import load_file
@@ -42,19 +45,24 @@ def test_its_unpacked_weights_give_our_logits(artifact, compare):
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
     theirs = convert_hf_quant_config_format(described)
     assert {key: theirs[key] for key in _ALIKE} == {key: config[key] for key in _ALIKE}
-    (group,), (ours,) = (
-        theirs["config_groups"].values() if "config_groups" in theirs else [None],
-        [*config["config_groups"].values()],
-    )
-    assert group is None or group["weights"].items() <= {**ours["weights"]}.items()
+    quantization = described["quantization"]
+    layers = quantization.get("quantized_layers", {})
+    for algorithm in {layer["quant_algo"] for layer in layers.values()} or {quantization["quant_algo"]}:
+        assert "weights" in _quant_algo_to_group_config(algorithm)  # else it isn't one of theirs
+    if "config_groups" in theirs:  # it makes none for FP8 per channel or INT4 alone
+        for group, ours in zip(
+            theirs["config_groups"].values(), config["config_groups"].values(), strict=True
+        ):
+            assert group["weights"].items() <= ours["weights"].items()
+            assert group["targets"] == ours["targets"]
 
-    unpack = UNPACK[described["quantization"]["quant_algo"]]
     arrays = load_file(folder / "model.safetensors")
     modules = [name.removesuffix(".weight_scale") for name in arrays if name.endswith(".weight_scale")]
     state = {n: t.to(torch.float32) for n, t in arrays.items() if n.rpartition(".")[0] not in modules}
     for module in modules:
         parts = {n.rpartition(".")[2]: t for n, t in arrays.items() if n.rpartition(".")[0] == module}
-        state[f"{module}.weight"] = unpack(parts)
+        algorithm = layers.get(module, quantization)["quant_algo"]
+        state[f"{module}.weight"] = UNPACK[algorithm](parts)
     plain = AutoConfig.from_pretrained(folder)
     del plain.quantization_config
     model = AutoModelForCausalLM.from_config(plain, dtype=torch.float32)

@@ -28,6 +28,8 @@ class OutputTensor:
         quantizable: False for what the runtime needs in floating point (norms, biases, routers).
         plain: dtype it is stored in when it isn't quantized, e.g. ``F32``.
         block: index of the transformer block it belongs to, or None.
+        fused: names of the tensors, itself included, that runtimes make one matrix of, with one scale where a format
+            has a scale of the whole tensor; () where it stays alone.
     """
 
     name: str
@@ -36,6 +38,7 @@ class OutputTensor:
     quantizable: bool
     plain: str = "F32"
     block: int | None = None
+    fused: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:

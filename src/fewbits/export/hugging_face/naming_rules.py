@@ -29,7 +29,6 @@ TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 # pattern's group is called).
 _EXPERTS = (re.compile(r"(.+\.experts)\.\d+\..+"), "all")
 _FUSED = (
-    _EXPERTS,
     (re.compile(r"(.+)\.(?:q_proj|k_proj|v_proj)\.weight"), "qkv"),
     (re.compile(r"(.+)\.(?:gate_proj|up_proj)\.weight"), "gate_up"),
     (re.compile(r"(.+)\.(?:w1|w3)\.weight"), "gate_up"),
@@ -60,14 +59,14 @@ def block_of(name: str) -> int | None:
     return None if found is None or _OTHER_TOWERS.search(name) else int(found[1])
 
 
+def computed_together(names: Iterable[str]) -> list[list[str]]:
+    """Groups of two or more of these tensors that a runtime computes in one kernel: the fused ones, and all experts."""
+    return _grouped(names, (_EXPERTS, *_FUSED))
+
+
 def fused(names: Iterable[str]) -> list[list[str]]:
-    """Groups of two or more of these tensors that a runtime computes together."""
+    """Groups of two or more of these tensors that a runtime computes as one matrix."""
     return _grouped(names, _FUSED)
-
-
-def experts(names: Iterable[str]) -> list[list[str]]:
-    """Of these tensors, the experts of each block."""
-    return _grouped(names, (_EXPERTS,))
 
 
 def _grouped(names: Iterable[str], rules: Iterable[tuple[re.Pattern[str], str]]) -> list[list[str]]:
