@@ -4,6 +4,7 @@ The runtimes themselves load them in tests_runtimes/; bitsandbytes and transform
 """
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ import fewbits
 from fewbits.checkpoint.packed import PackedTensor
 from fewbits.checkpoint.source import open_checkpoint
 from fewbits.checkpoint.views import RowRange
-from fewbits.errors import FormatError, PlanError
+from fewbits.errors import ArchitectureError, FormatError, PlanError
 from fewbits.evaluation.activations import OutlierRounding
 from fewbits.evaluation.language_model import load_language_model
 from fewbits.export.registry import get_exporter
@@ -172,6 +173,8 @@ def test_gptq_mixtures_are_exceptions_by_name_and_versions_do_not_mix(tiny_llama
     plan = json.loads(fewbits.plan(tiny_llama, to="gptq", format="GPTQ4_G128_SYM").to_json())
     plan["tensors"][f"{DOWN}.weight"] = "GPTQ8_G32_SYM"
     plan["tensors"]["model.layers.0.self_attn.o_proj.weight"] = "BF16"
+    for key in ("gate_proj", "up_proj"):
+        plan["tensors"][f"model.layers.2.mlp.{key}.weight"] = "GPTQ4_G64_SYM"
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     fewbits.quantize(tiny_llama, tmp_path / "out", to="gptq", plan=tmp_path / "plan.json")
 
@@ -179,7 +182,13 @@ def test_gptq_mixtures_are_exceptions_by_name_and_versions_do_not_mix(tiny_llama
     assert config["dynamic"] == {
         r"-:^model\.layers\.0\.self_attn\.o_proj$": {},
         r"+:^model\.layers\.1\.mlp\.down_proj$": {"bits": 8, "group_size": 32, "sym": True},
+        r"+:^model\.layers\.2\.mlp\.(?:gate_proj|gate_up_proj)$": {"bits": 4, "group_size": 64, "sym": True},
+        r"+:^model\.layers\.2\.mlp\.(?:up_proj|gate_up_proj)$": {"bits": 4, "group_size": 64, "sym": True},
     }
+    assert (
+        open_checkpoint(tmp_path / "out").tensors["model.layers.2.mlp.up_proj.weight"].dtype
+        == "GPTQ4_G64_SYM"
+    )
     assert open_checkpoint(tmp_path / "out").tensors[f"{DOWN}.weight"].dtype == "GPTQ8_G32_SYM"
 
     plan["tensors"][f"{DOWN}.weight"] = "GPTQ8_G32"
@@ -187,6 +196,27 @@ def test_gptq_mixtures_are_exceptions_by_name_and_versions_do_not_mix(tiny_llama
     with pytest.raises(PlanError, match="with and without _SYM"):
         fewbits.quantize(tiny_llama, tmp_path / "no", to="gptq", plan=tmp_path / "plan.json")
     assert not (tmp_path / "no").exists()
+
+
+def test_gptq_says_of_all_experts_what_it_says_of_one(tmp_path):
+    save(TINY_MODELS["mixtral"], tmp_path / "source")
+    pins = ["layers.1.block_sparse_moe=GPTQ8_G32_SYM"]
+    fewbits.quantize(tmp_path / "source", tmp_path / "out", to="gptq", format="GPTQ4_G32_SYM", pins=pins)
+
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    patterns = [key.removeprefix("+:") for key in config["dynamic"]]
+    for module in ("", ".0.w1", ".3.w2"):  # vLLM asks for the first, GPTQModel for the others
+        assert any(re.match(p, f"model.layers.1.block_sparse_moe.experts{module}") for p in patterns)
+        assert not any(re.match(p, f"model.layers.2.block_sparse_moe.experts{module}") for p in patterns)
+
+
+def test_experts_are_refused_where_the_runtime_has_no_place_for_them(tmp_path):
+    save(TINY_MODELS["qwen3_moe"], tmp_path / "source")
+    with pytest.raises(ArchitectureError, match=r"36 weights of experts.*--to compressed-tensors"):
+        fewbits.quantize(tmp_path / "source", tmp_path / "out", to="bitsandbytes")
+    assert not (tmp_path / "out").exists()
+    result = fewbits.quantize(tmp_path / "source", tmp_path / "gptq", to="gptq", format="GPTQ4_G32_SYM")
+    assert any("experts" in warning and "vLLM does" in warning for warning in result.warnings)
 
 
 @pytest.mark.parametrize("name", MADE["bitsandbytes"])

@@ -21,9 +21,10 @@ from fewbits.version import __version__
 _MIXED = "MIXED_PRECISION"
 _HEAD = "lm_head"
 _INT4 = "MODELOPT_INT4_G128"
+_FP8 = "MODELOPT_FP8"
 # What config.json says of weights and inputs.
 _GROUPS: Mapping[str, Mapping[str, Any]] = {
-    "MODELOPT_FP8": {
+    _FP8: {
         "input_activations": {"dynamic": True, "num_bits": 8, "type": "float", "strategy": "token"},
         "weights": {"dynamic": False, "num_bits": 8, "type": "float", "strategy": "channel"},
     },
@@ -36,7 +37,7 @@ class ModelOptExporter(HuggingFaceDirectory):
     """ModelOpt's container."""
 
     name = "modelopt"
-    formats = ("MODELOPT_FP8", "MODELOPT_NVFP4", _INT4)
+    formats = (_FP8, "MODELOPT_NVFP4", _INT4)
     planned = ("MODELOPT_NVFP4",)  # of mixtures, vLLM reads those of this with floating point
     default_format = "MODELOPT_NVFP4"
     markers = MARKERS
@@ -54,6 +55,8 @@ class ModelOptExporter(HuggingFaceDirectory):
             notes.append(
                 "vLLM doesn't read mixtures with MODELOPT_FP8, TensorRT-LLM does; alone it is read by both"
             )
+        if any(".experts." in name and fmt == _FP8 for name, fmt in formats.items()):
+            notes.append(f"vLLM doesn't read experts in {_FP8}; it does in MODELOPT_NVFP4")
         return (*notes, *super().notes(checkpoint, formats))
 
     def description(self, tensors: Sequence[OutputTensor], formats: Mapping[str, str]) -> dict[str, Any]:

@@ -51,6 +51,12 @@ def generate(model: str, tokens: list[int], count: int) -> list[int]:
     return list(answer.outputs[0].token_ids)
 
 
+def arithmetic(model: str) -> str:
+    """That of activations between layers."""
+    del model
+    return "bfloat16"
+
+
 def _row(found: Any) -> npt.NDArray[np.float32]:
     """The logits by token of one position, float32 [V]."""
     row = np.full(max(found) + 1, np.nan, np.float32)
@@ -62,7 +68,8 @@ def _row(found: Any) -> npt.NDArray[np.float32]:
 @lru_cache(1)
 def _engine(model: str) -> Any:
     os.environ.update(_SETTINGS)
-    sys.modules.update(dict.fromkeys(_UNUSED))  # as if not installed
+    for name in _UNUSED:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # as if it weren't installed
     from vllm import LLM
 
     return LLM(

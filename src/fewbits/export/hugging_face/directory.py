@@ -51,6 +51,7 @@ class HuggingFaceDirectory(Exporter):
         column_multiple: likewise for columns.
         framework: what the files' metadata say that they are for.
         one_format: whether the config has one format for all quantized modules of a model.
+        experts_note: what the user should know where experts are quantized; "" for nothing.
     """
 
     folder = True
@@ -61,6 +62,7 @@ class HuggingFaceDirectory(Exporter):
     column_multiple: int = 1
     framework: str = "pt"
     one_format: bool = False
+    experts_note: str = ""
 
     @abstractmethod
     def description(self, tensors: Sequence[OutputTensor], formats: Mapping[str, str]) -> dict[str, Any]:
@@ -124,9 +126,12 @@ class HuggingFaceDirectory(Exporter):
         return {CONFIG: model_config(checkpoint), **side_files(checkpoint)}
 
     def notes(self, checkpoint: Checkpoint, formats: Mapping[str, str]) -> tuple[str, ...]:
-        """Which weights stayed as they are for their shape."""
-        del formats
+        """Which weights stayed as they are for their shape, and what runtimes make of experts."""
         notes = []
+        if self.experts_note and any(
+            ".experts." in name and formats[name] in self.formats for name in formats
+        ):
+            notes.append(self.experts_note)
         stacked = [n for n, t in checkpoint.tensors.items() if len(t.shape) == 3 and block_of(n) is not None]
         if stacked:
             notes.append(f"{len(stacked)} stacks of experts aren't quantized, such as {stacked[0]}")
