@@ -107,7 +107,7 @@ def refuse_fallbacks(choices: Mapping[str, TensorChoice], exporter: Exporter) ->
     for choice in choices.values():
         if choice.requested is not None:
             raise FormatError(
-                f"{exporter.name} holds one format for a whole model, and its block must divide all rows",
+                f"--format gives all weights one format in {exporter.name}, and its block must divide all rows",
                 found=f"{choice.requested}, whose block is {get_format(choice.requested).block}",
                 allowed=f"{choice.format} and those of smaller blocks",
                 action=f"Use --format {choice.format}, or leave it out",
