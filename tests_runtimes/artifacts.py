@@ -8,8 +8,13 @@ For every format named in tests_runtimes/ROW/formats.txt:
     OUT/ROW/FORMAT/expected.npz     tokens; float32 logits of the original, of the weights as fewbits dequantizes them
                                     (quantized), and with activations rounded where the container says so (runtime)
 
-Each line of formats.txt is CONTAINER FORMAT. Without a model, the small random one of the tests is made. The tests are
-run by the row's own Python with FEWBITS_ARTIFACTS=OUT; they need NumPy and the runtime, not fewbits.
+Each line of formats.txt is CONTAINER FORMAT [SETTING…], and FORMAT's folder is named by all but the container:
+
+    pin=PATTERN=FORMAT     see `fewbits quantize --pin`
+    model=NAME             one of tests/tiny_models.py instead
+
+Without a model, the small random one of the tests is made. The tests are run by the row's own Python with
+FEWBITS_ARTIFACTS=OUT; they need NumPy and the runtime, not fewbits.
 """
 
 from __future__ import annotations
@@ -38,8 +43,16 @@ def main() -> None:
     original = logits_of(model, tokens, "float")
     for row in options.rows:
         for line in (HERE / row / "formats.txt").read_text().splitlines():
-            container, name = line.split()
-            make(options.out / row / name, model, container, name, tokens, original)
+            container, name, *settings = line.split()
+            folder = options.out / row / "_".join([name, *settings])
+            pins = [s.removeprefix("pin=") for s in settings if s.startswith("pin=")]
+            kinds = [s.removeprefix("model=") for s in settings if s.startswith("model=")]
+            if kinds:
+                other = tiny_model(options.out / kinds[0], kinds[0])
+                read = tokens_of(other, None, min(options.tokens, 48))
+                make(folder, other, container, name, read, logits_of(other, read, "float"), pins)
+            else:
+                make(folder, model, container, name, tokens, original, pins)
 
 
 def small_model(folder: Path) -> Path:
@@ -49,6 +62,19 @@ def small_model(folder: Path) -> Path:
         from conftest import write_llama
 
         write_llama(folder, hidden=256, ffn=512)
+    return folder
+
+
+def tiny_model(folder: Path, kind: str) -> Path:
+    """A random model of some architecture, with a tokenizer."""
+    if not (folder / "config.json").exists():
+        sys.path.insert(0, str(HERE.parent / "tests"))
+        from conftest import write_tokenizer
+        from tiny_models import TINY_MODELS, VOCABULARY, save
+
+        folder.mkdir(parents=True)
+        save(TINY_MODELS[kind], folder)
+        write_tokenizer(folder, VOCABULARY)
     return folder
 
 
@@ -75,7 +101,13 @@ def logits_of(model: Path, tokens: list[int], activations: str) -> np.ndarray:
 
 
 def make(
-    folder: Path, model: Path, container: str, name: str, tokens: list[int], original: np.ndarray
+    folder: Path,
+    model: Path,
+    container: str,
+    name: str,
+    tokens: list[int],
+    original: np.ndarray,
+    pins: list[str],
 ) -> None:
     """One artifact, unless it is there."""
     import fewbits
@@ -84,7 +116,7 @@ def make(
         return
     if not (folder / "model").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        fewbits.quantize(model, folder / "model", to=container, format=name)
+        fewbits.quantize(model, folder / "model", to=container, format=name, pins=pins)
     computed = {
         "quantized": logits_of(folder / "model", tokens, "float"),
         "runtime": logits_of(folder / "model", tokens, "runtime"),

@@ -15,7 +15,7 @@ def pytest_generate_tests(metafunc):
     """One test for each format of the row."""
     if "artifact" in metafunc.fixturenames:
         folder = Path(metafunc.module.__file__).parent
-        names = [line.split()[1] for line in (folder / "formats.txt").read_text().splitlines()]
+        names = ["_".join(line.split()[1:]) for line in (folder / "formats.txt").read_text().splitlines()]
         metafunc.parametrize("artifact", [folder.name + "/" + name for name in names], indirect=True)
 
 
@@ -49,6 +49,12 @@ def kl(first, second):
     """Mean divergence of the second's predictions from the first's, nats per token."""
     p, q = log_softmax(first), log_softmax(second)
     return float((np.exp(p) * (p - q)).sum(-1).mean())
+
+
+@pytest.fixture(scope="session", name="kl")
+def divergence():
+    """The function `kl`."""
+    return kl
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from fewbits.planning.allocation import (
     check_choices,
     gaussian_error,
     predicted_error,
+    refuse_fallbacks,
     resolve,
     tensor_nbytes,
     uniform,
@@ -29,6 +30,11 @@ class Container:
     formats = ("Q8_0", "Q6_K", "Q5_K", "Q5_0", "Q4_K", "Q4_0", "IQ4_XS", "Q3_K", "Q2_K")
     candidates = formats
     plain_formats = ("F32", "F16", "BF16")
+    fallbacks = True
+
+    @staticmethod
+    def tied(_tensors):
+        return []
 
 
 def output(name, role, *shape):
@@ -58,13 +64,44 @@ def data_bytes(choices):
     ],
 )
 def test_rows_that_a_block_does_not_divide_go_down_the_ladder(name, columns, expected):
-    assert resolve(name, columns, Container.plain_formats) == expected
+    assert resolve(name, [columns], Container.plain_formats) == expected
 
 
 def test_a_fallback_is_recorded_with_what_was_asked():
     wide = [output("a.weight", "linear", 4, 576)]
 
     assert uniform(wide, Container, "Q4_K")["a.weight"] == TensorChoice("Q5_0", "rtn", requested="Q4_K")
+
+
+class Fused(Container):
+    """The two longest names are one matrix to its runtime."""
+
+    @staticmethod
+    def tied(tensors):
+        return [[t.name for t in tensors if t.role == "linear"]]
+
+
+class Single(Container):
+    """Its files have one format for all."""
+
+    fallbacks = False
+
+
+def test_a_fallback_is_one_for_tensors_that_share_a_format():
+    mixed = [
+        output("a.weight", "linear", 4, 576),
+        output("b.weight", "linear", 4, 256),
+        output("token_embd.weight", "embedding", 4, 256),
+    ]
+
+    alone, fused, single = (uniform(mixed, c, "Q4_K") for c in (Container, Fused, Single))
+
+    assert [c.format for c in alone.values()] == ["Q5_0", "Q4_K", "Q4_K"]
+    assert [c.format for c in fused.values()] == ["Q5_0", "Q5_0", "Q4_K"]
+    assert set(single.values()) == {TensorChoice("Q5_0", "rtn", requested="Q4_K")}
+    refuse_fallbacks(fused, Fused)
+    with pytest.raises(FormatError, match=r"Q4_K, whose block is 256.*--format Q5_0"):
+        refuse_fallbacks(single, Single)
 
 
 def test_an_unknown_format_is_refused_with_those_there_are():

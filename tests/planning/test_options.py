@@ -21,6 +21,12 @@ class Container:
     formats = ("Q8_0", "Q6_K", "Q5_1", "Q5_K", "Q5_0", "Q4_1", "Q4_K", "Q4_0", "IQ4_NL", "Q3_K")
     candidates = formats
     plain_formats = ("F32", "F16", "BF16")
+    fallbacks = True
+
+    @staticmethod
+    def tied(_tensors):
+        return []
+
     alignment = 32
 
 

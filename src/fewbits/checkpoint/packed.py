@@ -96,6 +96,10 @@ class PackedReader(ABC):
     parts: tuple[str, ...]
     ignored: re.Pattern[str] = re.compile(r"(?!)")
 
+    def arrays(self, tensors: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
+        """The files' tensors by the names of the modules that they belong to in the unquantized model."""
+        return tensors
+
     @abstractmethod
     def format_of(self, module: str, parts: Mapping[str, StoredTensor]) -> tuple[str, tuple[int, int]] | None:
         """The format of a module's weight and the weight's shape; None if it is none of ours.
@@ -129,6 +133,7 @@ def unpack_modules(tensors: Mapping[str, LazyTensor], reader: PackedReader) -> d
     Raises:
         CheckpointError: arrays of a weight are missing, or of another shape than its format says.
     """
+    tensors = reader.arrays(tensors)
     result: dict[str, LazyTensor] = {}
     modules: dict[str, dict[str, StoredTensor]] = {
         module: {} for module in quantized_modules(tensors, reader.markers)

@@ -95,7 +95,11 @@ class OutlierRounding:
         beyond = x.abs() >= self.threshold
         columns = beyond.reshape(-1, x.shape[-1]).any(dim=0)
         # An outlier counts for no scale; the others of its column do.
-        return torch.where(columns, x, TokenRounding(127.0)(x.masked_fill(beyond, 0.0)))
+        kept = x.masked_fill(beyond, 0.0)
+        largest = kept.abs().amax(dim=-1, keepdim=True)
+        # float16 numbers meet ties often enough for the order of the operations to count: this is bitsandbytes' own.
+        codes = (kept * (127.0 / largest.where(largest > 0, 1.0))).round()
+        return torch.where(columns, x, codes * (largest / 127.0))
 
 
 Rounding: TypeAlias = Callable[[Tensor], Tensor]

@@ -23,6 +23,10 @@ class AwqExporter(HuggingFaceDirectory):
     formats = tuple(f"AWQ4_G{group}" for group in GROUPS)
     default_format = "AWQ4_G128"
     one_format = True
+    fallbacks = False
+    experts_note = (
+        "transformers has the experts of a block in one parameter and doesn't load them packed; vLLM does"
+    )
     markers = MARKERS
     parts = PARTS
     row_multiple = 8  # eight rows are one word

@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fewbits.checkpoint.bitsandbytes import BLOCK, MARKERS, PARTS, ROW_FORMAT, STATE
+from fewbits.checkpoint.checkpoint import Checkpoint
 from fewbits.checkpoint.packed import WEIGHT
+from fewbits.errors import ArchitectureError
 from fewbits.export.exporter import OutputTensor
 from fewbits.export.hugging_face.directory import HuggingFaceDirectory
 from fewbits.export.hugging_face.safetensors_files import Array
@@ -29,9 +31,25 @@ class BitsandbytesExporter(HuggingFaceDirectory):
     formats = (_INT8, _NF4)
     default_format = _NF4
     one_format = True
+    fallbacks = False
     markers = MARKERS
     parts = PARTS
     column_multiple = BLOCK
+
+    def tensors(self, checkpoint: Checkpoint) -> list[OutputTensor]:
+        """See `HuggingFaceDirectory.tensors`.
+
+        Raises:
+            ArchitectureError: also where experts are most of a model, which bitsandbytes doesn't hold.
+        """
+        found = super().tensors(checkpoint)
+        if experts := [t.name for t in found if ".experts." in t.name]:
+            raise ArchitectureError(
+                "bitsandbytes replaces linear modules, and transformers has the experts of a block in one parameter",
+                found=f"{len(experts)} weights of experts, such as {experts[0]}",
+                action="Choose --to compressed-tensors, mlx or gguf",
+            )
+        return found
 
     def description(self, tensors: Sequence[OutputTensor], formats: Mapping[str, str]) -> dict[str, Any]:
         """The description.

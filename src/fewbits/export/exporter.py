@@ -28,6 +28,8 @@ class OutputTensor:
         quantizable: False for what the runtime needs in floating point (norms, biases, routers).
         plain: dtype it is stored in when it isn't quantized, e.g. ``F32``.
         block: index of the transformer block it belongs to, or None.
+        fused: names of the tensors, itself included, that runtimes make one matrix of, with one scale where a format
+            has a scale of the whole tensor; () where it stays alone.
     """
 
     name: str
@@ -36,6 +38,7 @@ class OutputTensor:
     quantizable: bool
     plain: str = "F32"
     block: int | None = None
+    fused: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -122,6 +125,8 @@ class Exporter(ABC):
         default_format: the goal when none is given.
         plain_formats: dtypes that tensors may stay in.
         alignment: tensors begin at multiples of it.
+        fallbacks: whether tensors whose rows a format's block doesn't divide may have its fallback while others have
+            the format: not where the container, or a runtime that it is for, knows one format in a model.
     """
 
     name: str
@@ -131,6 +136,7 @@ class Exporter(ABC):
     default_format: str
     plain_formats: tuple[str, ...] = ("F32", "F16", "BF16")
     alignment: int = 1
+    fallbacks: bool = True
 
     @abstractmethod
     def tensors(self, checkpoint: Checkpoint) -> list[OutputTensor]:

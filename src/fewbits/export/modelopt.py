@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fewbits.checkpoint.checkpoint import Checkpoint
 from fewbits.checkpoint.modelopt import ALGORITHMS, MARKERS, PARTS
 from fewbits.checkpoint.packed import WEIGHT
 from fewbits.export.exporter import OutputTensor
@@ -19,14 +20,16 @@ from fewbits.version import __version__
 
 _MIXED = "MIXED_PRECISION"
 _HEAD = "lm_head"
+_INT4 = "MODELOPT_INT4_G128"
+_FP8 = "MODELOPT_FP8"
 # What config.json says of weights and inputs.
 _GROUPS: Mapping[str, Mapping[str, Any]] = {
-    "MODELOPT_FP8": {
+    _FP8: {
         "input_activations": {"dynamic": True, "num_bits": 8, "type": "float", "strategy": "token"},
         "weights": {"dynamic": False, "num_bits": 8, "type": "float", "strategy": "channel"},
     },
     "MODELOPT_NVFP4": {"weights": {"dynamic": False, "num_bits": 4, "type": "float", "group_size": 16}},
-    "MODELOPT_INT4_G128": {"weights": {"dynamic": False, "num_bits": 4, "type": "int", "group_size": 128}},
+    _INT4: {"weights": {"dynamic": False, "num_bits": 4, "type": "int", "group_size": 128}},
 }
 
 
@@ -34,13 +37,27 @@ class ModelOptExporter(HuggingFaceDirectory):
     """ModelOpt's container."""
 
     name = "modelopt"
-    formats = ("MODELOPT_FP8", "MODELOPT_NVFP4", "MODELOPT_INT4_G128")
-    planned = ("MODELOPT_FP8", "MODELOPT_NVFP4")
+    formats = (_FP8, "MODELOPT_NVFP4", _INT4)
+    planned = ("MODELOPT_NVFP4",)  # of mixtures, vLLM reads those of this with floating point
     default_format = "MODELOPT_NVFP4"
     markers = MARKERS
     parts = PARTS
     row_multiple = 2
     column_multiple = 16
+
+    def notes(self, checkpoint: Checkpoint, formats: Mapping[str, str]) -> tuple[str, ...]:
+        """Which formats vLLM doesn't read (by its quantization/modelopt.py), and which weights stayed as they are."""
+        chosen = {name for name in formats.values() if name in self.formats}
+        notes = []
+        if _INT4 in chosen:
+            notes.append(f"{_INT4}: TensorRT-LLM reads this, vLLM doesn't; MODELOPT_NVFP4 both do")
+        elif len(chosen) > 1:
+            notes.append(
+                "vLLM doesn't read mixtures with MODELOPT_FP8, TensorRT-LLM does; alone it is read by both"
+            )
+        if any(".experts." in name and fmt == _FP8 for name, fmt in formats.items()):
+            notes.append(f"vLLM doesn't read experts in {_FP8}; it does in MODELOPT_NVFP4")
+        return (*notes, *super().notes(checkpoint, formats))
 
     def description(self, tensors: Sequence[OutputTensor], formats: Mapping[str, str]) -> dict[str, Any]:
         """The description in config.json."""

@@ -31,7 +31,7 @@ from fewbits.formats import get_format
 from fewbits.pipeline.folds import Folds, folded, load_folds
 from fewbits.pipeline.memory import BASE_MEMORY, TORCH_MEMORY
 from fewbits.pipeline.statistics_rows import Segment, segment_statistics
-from fewbits.pipeline.tensors import CHUNK_ELEMENTS, Chunk, PartBytes, not_finite, part_bytes
+from fewbits.pipeline.tensors import Chunk, PartBytes, not_finite, part_bytes, whole_rows
 from fewbits.planning.plan import TensorChoice
 
 # Weights in one task: enough to spread a large embedding over the workers, few enough to bound memory.
@@ -152,12 +152,13 @@ def open_store(folder: str) -> StatisticsStore:
 
 
 def _run(task: _Task) -> tuple[PartBytes, bool]:
-    tensor = open_tensors(task.material)[task.tensor]
+    known = open_tensors(task.material)
+    tensor = known[task.tensor]
     weight = tensor.source.rows(task.start, task.stop)
     if not np.isfinite(weight).all():
         raise not_finite(tensor)
     statistics = statistics_of(task.material, task.tensor, task.segment, task.start, task.stop)
-    fmt = get_format(task.choice.format).prepare(tensor.source.chunks(CHUNK_ELEMENTS))
+    fmt = get_format(task.choice.format).prepare(whole_rows(tensor, known))
     name = task.choice.algorithm
     chosen = get_algorithm(name).quantize_checked(weight, fmt, statistics, task.effort)
     return part_bytes(chosen.qtensor.pack()), chosen.algorithm == name

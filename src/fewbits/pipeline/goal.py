@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fewbits.errors import PlanError
 from fewbits.export.exporter import Exporter, OutputTensor
-from fewbits.planning.allocation import allocate, exact_choice, uniform
+from fewbits.planning.allocation import allocate, check_choices, exact_choice, refuse_fallbacks, uniform
 from fewbits.planning.byte_size import parse_bytes
 from fewbits.planning.pins import parse_pins, pinned_formats
 from fewbits.planning.plan import TensorChoice, read_plan
 
-DEFAULT_FORMAT = "Q4_K"
 FileSize = Callable[[Mapping[str, TensorChoice]], int]
 
 
@@ -57,9 +57,9 @@ class Goal:
         """Whether formats are chosen under a budget."""
         return self.size is not None or self.bits is not None or self.max_kl is not None
 
-    def describe(self) -> str:
-        """The goal as it would be typed."""
-        shown = "--plan" if self.plan is not None else f"--format {self.format or DEFAULT_FORMAT}"
+    def describe(self, default: str) -> str:
+        """The goal as it would be typed; `default` is the format where there is none."""
+        shown = "--plan" if self.plan is not None else f"--format {self.format or default}"
         for name in ("bits", "size", "max_kl"):
             if (value := getattr(self, name)) is not None:
                 shown = f"--{name.replace('_', '-')} {value}"
@@ -104,6 +104,30 @@ def pinned_choices(
 def pinned_uniform(
     tensors: Sequence[OutputTensor], exporter: Exporter, goal: Goal
 ) -> dict[str, TensorChoice]:
-    """The goal's format, or the default, for all but what is pinned."""
-    choices = uniform(tensors, exporter, goal.format or exporter.default_format)
-    return {**choices, **pinned_choices(tensors, exporter, goal)}
+    """The goal's format, or the default, for all but what is pinned.
+
+    Raises:
+        FormatError: the goal's format doesn't divide the rows, in a container without fallbacks.
+    """
+    pinned = pinned_choices(tensors, exporter, goal)
+    others = [t for t in tensors if t.name not in pinned]
+    choices = uniform(others, exporter, goal.format or exporter.default_format)
+    if goal.format is not None:
+        refuse_fallbacks(choices, exporter)
+    return {t.name: pinned.get(t.name) or choices[t.name] for t in tensors}
+
+
+def check_goal(
+    tensors: Sequence[OutputTensor], exporter: Exporter, metadata: Mapping[str, Any], goal: Goal
+) -> None:
+    """Refuse before a calibration what would be refused after it.
+
+    Raises:
+        FewbitsError: pins, a format or a plan that the container can't hold.
+    """
+    if goal.optimised or goal.like is not None:
+        pinned_tensors(tensors, goal)
+        return
+    found = rounded_choices(tensors, exporter, goal, lambda _: 0)
+    formats = {name: choice.format for name, choice in check_choices(tensors, exporter, found).items()}
+    exporter.layout(list(tensors), formats, metadata)

@@ -21,7 +21,7 @@ from fewbits.export.exporter import Exporter, Layout, OutputTensor
 from fewbits.export.registry import get_exporter
 from fewbits.language_model.packages import require_models_extra
 from fewbits.pipeline.folds import folded, folds_hash
-from fewbits.pipeline.goal import FileSize, Goal, pinned_tensors, rounded_choices
+from fewbits.pipeline.goal import FileSize, Goal, check_goal, pinned_tensors, rounded_choices
 from fewbits.pipeline.provenance import PENDING, Provenance, provenance_metadata
 from fewbits.planning.allocation import build_plan, check_choices, tensor_nbytes, uniform
 from fewbits.planning.byte_size import parse_bytes
@@ -197,7 +197,7 @@ def prepare(source: str | Path, goal: Goal, settings: Settings, progress: Progre
     provenance = Provenance(
         # A hub id's folder is named after its commit, which says less than the id.
         source=checkpoint.path.name if Path(source).exists() else str(source),
-        source_hash=content_hash(checkpoint), goal=goal.describe(),
+        source_hash=content_hash(checkpoint), goal=goal.describe(exporter.default_format),
         effort=settings.effort, seed=settings.seed,
     )  # fmt: skip
     like: dict[str, TensorChoice] | None = None
@@ -211,6 +211,7 @@ def prepare(source: str | Path, goal: Goal, settings: Settings, progress: Progre
         )
     calibration, importance = None, None
     if _asks_for_calibration(goal, settings, like):
+        check_goal(tensors, exporter, metadata, goal)
         require_models_extra(f"--effort {settings.effort}")
         from fewbits.pipeline.calibrate import calibrate
 
@@ -260,8 +261,6 @@ def prepare_job(source: str | Path, goal: Goal, settings: Settings, progress: Pr
             "--max-kl has no use with --algorithm: only the effort's own algorithm has a prediction",
             action="Leave out one of the two",
         )
-    if goal == Goal(pins=goal.pins):
-        goal = replace(goal, format=get_exporter(settings.to).default_format)
     ready = prepare(source, goal, settings, progress)
     choices, kl = (ready.like, None) if ready.like else _choose(ready, goal, progress)
     choices = _runnable(check_choices(ready.tensors, ready.exporter, choices), ready)

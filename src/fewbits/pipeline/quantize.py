@@ -84,7 +84,8 @@ class QuantizeResult:
         ]
         kinds = Counter(self.fallbacks.values())
         lines += [
-            f"  fallback: {kind} for {n} tensors (block doesn't divide the row)" for kind, n in kinds.items()
+            f"  fallback: {kind} for {n} tensors (the block doesn't divide all their rows)"
+            for kind, n in kinds.items()
         ]
         if self.predicted_kl is not None:
             lines.append(f"  predicted KL divergence: {self.predicted_kl:.4f} nats per token (an estimate)")
@@ -289,7 +290,8 @@ def _chunks(job: Job, tensors: Sequence[OutputTensor], workers: int) -> Iterator
     alone = [job.calibration is None or not needs_statistics(choices[t.name].algorithm) for t in tensors]
     rounded = [t for t, a in zip(tensors, alone, strict=True) if a]
     rest = [t for t, a in zip(tensors, alone, strict=True) if not a]
-    for chunk in quantized_chunks(rounded, choices, workers, job.importance):
+    known = {t.name: t for t in job.tensors}
+    for chunk in quantized_chunks(rounded, choices, workers, known, job.importance):
         yield chunk, True
     if rest and job.calibration is not None:
         from fewbits.pipeline.calibrated import calibrated_chunks

@@ -57,6 +57,18 @@ def chunk_rows(columns: int, together: int = 1) -> int:
     return max(together, CHUNK_ELEMENTS // max(columns, 1) // together * together)
 
 
+def whole_rows(
+    tensor: OutputTensor, tensors: Mapping[str, OutputTensor]
+) -> Iterator[npt.NDArray[np.float32]]:
+    """What `Format.prepare` looks at: the rows of a tensor and of those that it is fused with, float32 [n, K] each.
+
+    vLLM takes the largest of the fused tensors' global scales for all of them, whatever the others were rounded with
+    (process_weights_after_loading of its NVFP4 schemes, FP8 per tensor likewise); equal ones it takes as they are.
+    """
+    for name in tensor.fused or (tensor.name,):
+        yield from tensors[name].source.chunks(CHUNK_ELEMENTS)
+
+
 def peak_workspace(tensors: Iterable[OutputTensor], choices: Mapping[str, TensorChoice], threads: int) -> int:
     """Bytes that the threads hold at once, at most."""
     largest = max(
@@ -74,11 +86,13 @@ def quantized_chunks(
     tensors: Iterable[OutputTensor],
     choices: Mapping[str, TensorChoice],
     threads: int,
+    known: Mapping[str, OutputTensor],
     importance: Importance | None = None,
 ) -> Iterator[Chunk]:
     """The bytes of all tensors, chunk by chunk, in the order given.
 
-    Those that the plan rounds by an importance matrix are weighted with what `importance` says of them.
+    Those that the plan rounds by an importance matrix are weighted with what `importance` says of them. `known` are all
+    tensors of the container by name, which these may be fused with.
 
     Raises:
         CheckpointError: a weight that isn't finite; the message counts them.
@@ -88,7 +102,7 @@ def quantized_chunks(
         try:
             for tensor in tensors:
                 rows, columns = tensor.source.matrix
-                task = _task(tensor, choices[tensor.name], importance)
+                task = _task(tensor, choices[tensor.name], known, importance)
                 step = chunk_rows(columns, _rows_together(choices[tensor.name]))
                 for start in range(0, max(rows, 1), step):  # once for an empty tensor
                     stop = min(start + step, rows)
@@ -121,18 +135,28 @@ class _PlainEncoder:
 
 
 def _encoder(
-    tensor: OutputTensor, choice: TensorChoice, importance: Importance | None
+    tensor: OutputTensor,
+    choice: TensorChoice,
+    known: Mapping[str, OutputTensor],
+    importance: Importance | None,
 ) -> _PlainEncoder | _FormatEncoder:
     if choice.algorithm == NONE:
         return _PlainEncoder(choice.format)
-    return _FormatEncoder(choice, tensor, importance if choice.algorithm == imatrix.NAME else None)
+    weighting = importance if choice.algorithm == imatrix.NAME else None
+    return _FormatEncoder(choice, tensor, known, weighting)
 
 
 class _FormatEncoder:
     """Float32 rows, the first of them row `start` of the tensor, to a quantized format's bytes."""
 
-    def __init__(self, choice: TensorChoice, tensor: OutputTensor, importance: Importance | None) -> None:
-        self.format = get_format(choice.format).prepare(tensor.source.chunks(CHUNK_ELEMENTS))
+    def __init__(
+        self,
+        choice: TensorChoice,
+        tensor: OutputTensor,
+        known: Mapping[str, OutputTensor],
+        importance: Importance | None,
+    ) -> None:
+        self.format = get_format(choice.format).prepare(whole_rows(tensor, known))
         self.algorithm = get_algorithm(choice.algorithm)
         self.weights = importance.of(tensor) if importance else None
 
@@ -157,12 +181,15 @@ def _copy_rows(source: StoredTensor, start: int, stop: int) -> PartBytes:
 
 
 def _task(
-    tensor: OutputTensor, choice: TensorChoice, importance: Importance | None
+    tensor: OutputTensor,
+    choice: TensorChoice,
+    known: Mapping[str, OutputTensor],
+    importance: Importance | None,
 ) -> Callable[[int, int], PartBytes]:
     """What turns rows start … stop into bytes: a copy where the source already has the format, exactly."""
     if isinstance(tensor.source, StoredTensor) and tensor.source.dtype == choice.format not in PLAIN:
         return partial(_copy_rows, tensor.source)
-    return partial(_quantize_rows, tensor, _encoder(tensor, choice, importance))
+    return partial(_quantize_rows, tensor, _encoder(tensor, choice, known, importance))
 
 
 def not_finite(tensor: OutputTensor) -> CheckpointError:

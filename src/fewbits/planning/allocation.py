@@ -7,7 +7,7 @@ where calibration is available.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -39,8 +39,8 @@ def exact_choice(name: str, exporter: Exporter) -> TensorChoice:
     return TensorChoice(name, NONE if name in exporter.plain_formats else DEFAULT_ALGORITHM)
 
 
-def resolve(name: str, columns: int, plain: Sequence[str]) -> str:
-    """The format for rows of this length: `name`, or the first of its fallbacks whose block divides them.
+def resolve(name: str, lengths: Collection[int], plain: Collection[str]) -> str:
+    """The format for rows of these lengths: `name`, or the first of its fallbacks whose block divides them all.
 
     Raises:
         FormatError: neither the format nor any fallback holds such rows.
@@ -48,35 +48,70 @@ def resolve(name: str, columns: int, plain: Sequence[str]) -> str:
     asked = name
     while name not in plain:
         fmt = get_format(name)
-        if not fmt.block or columns % fmt.block == 0:
+        if not fmt.block or all(columns % fmt.block == 0 for columns in lengths):
             return fmt.name
         if fmt.fallback is None:
             raise FormatError(
-                f"{asked} can't hold rows of {columns}", found=f"block {fmt.block}, and no fallback",
+                f"{asked} can't hold rows of {', '.join(map(str, sorted(lengths)))}",
+                found=f"block {fmt.block}, and no fallback",
                 action="Choose another format or pin this tensor in a plan",
-            )  # fmt: skip
+            )
         name = fmt.fallback
     return name
 
 
-def choose(tensor: OutputTensor, name: str, exporter: Exporter) -> TensorChoice:
-    """`name` or its fallback for this tensor; floating point for tensors that aren't quantized."""
+def choose(
+    tensor: OutputTensor, name: str, exporter: Exporter, lengths: Collection[int] = ()
+) -> TensorChoice:
+    """`name` or its fallback for this tensor; floating point for tensors that aren't quantized.
+
+    `lengths` are those of the rows of tensors that share its format.
+    """
     if not tensor.quantizable:
         return plain_format(tensor)
     if name in exporter.plain_formats:
         return exact_choice(name, exporter)
     name = get_format(name).name
-    actual = resolve(name, tensor.shape[-1], exporter.plain_formats)
+    actual = resolve(name, lengths or (tensor.shape[-1],), exporter.plain_formats)
     return replace(exact_choice(actual, exporter), requested=name if actual != name else None)
 
 
 def uniform(
     tensors: Sequence[OutputTensor], exporter: Exporter, linear: str, head: str | None = None
 ) -> dict[str, TensorChoice]:
-    """`linear` for every linear layer and `head` (default: the same) for the embedding and the head."""
-    return {
-        t.name: choose(t, (head or linear) if t.role in _HEAD_ROLES else linear, exporter) for t in tensors
-    }
+    """`linear` for every linear layer and `head` (default: the same) for the embedding and the head.
+
+    Where a block doesn't divide the rows, the fallback is one for all tensors that must share a format, and in
+    containers without `fallbacks` for all tensors.
+    """
+    asked = {t.name: (head or linear) if t.role in _HEAD_ROLES else linear for t in tensors}
+    lengths: dict[str, set[int]] = {t.name: {t.shape[-1]} for t in tensors if t.quantizable}
+    if exporter.fallbacks:
+        groups = exporter.tied(tensors)
+    else:
+        groups = [[name for name in lengths if asked[name] == fmt] for fmt in dict.fromkeys(asked.values())]
+    for group in groups:
+        shared = set[int]().union(*(lengths[name] for name in group))
+        lengths.update(dict.fromkeys(group, shared))
+    return {t.name: choose(t, asked[t.name], exporter, lengths.get(t.name, ())) for t in tensors}
+
+
+def refuse_fallbacks(choices: Mapping[str, TensorChoice], exporter: Exporter) -> None:
+    """Refuse a format that was asked for and doesn't divide the rows, in a container without fallbacks.
+
+    Raises:
+        FormatError: with the nearest format that divides them.
+    """
+    if exporter.fallbacks:
+        return
+    for choice in choices.values():
+        if choice.requested is not None:
+            raise FormatError(
+                f"--format gives all weights one format in {exporter.name}, and its block must divide all rows",
+                found=f"{choice.requested}, whose block is {get_format(choice.requested).block}",
+                allowed=f"{choice.format} and those of smaller blocks",
+                action=f"Use --format {choice.format}, or leave it out",
+            )
 
 
 def tensor_nbytes(tensor: OutputTensor, name: str) -> int:

@@ -72,7 +72,23 @@ def _load(model: str) -> Any:
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
     if getattr(loaded, "hf_quantizer", None) is None:
         raise RuntimeError("transformers loaded it as a model that isn't quantized")
+    if _is_bitsandbytes(model):
+        _compute_in_float32(loaded)
     return loaded
+
+
+def _compute_in_float32(model: Any) -> None:
+    """Whatever isn't quantized: beside quantized weights transformers keeps the file's dtype, whichever is asked for."""
+    import bitsandbytes
+    import torch
+
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype == torch.bfloat16:
+            tensor.data = tensor.data.float()
+    for layer in model.modules():
+        if isinstance(layer, bitsandbytes.nn.Linear4bit):
+            layer.compute_dtype = torch.float32
+            layer.compute_type_is_set = True  # else the first input would choose it
 
 
 def _is_bitsandbytes(model: str) -> bool:

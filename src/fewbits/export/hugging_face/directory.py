@@ -15,6 +15,7 @@ import json
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,13 @@ from fewbits.checkpoint.hf_directory import quantization_of
 from fewbits.checkpoint.packed import WEIGHT, owner_of, quantized_modules
 from fewbits.errors import ArchitectureError, CheckpointError, PlanError, VerificationError
 from fewbits.export.exporter import WHOLE, Exporter, Layout, OutputFile, OutputTensor, Region
-from fewbits.export.hugging_face.naming_rules import TRANSPOSED, block_of, fused, role_of
+from fewbits.export.hugging_face.naming_rules import (
+    TRANSPOSED,
+    block_of,
+    computed_together,
+    fused,
+    role_of,
+)
 from fewbits.export.hugging_face.safetensors_files import Array, place_arrays, read_placed
 from fewbits.export.hugging_face.side_files import CONFIG, foreign_files, model_config, side_files
 from fewbits.formats import get_format
@@ -46,6 +53,7 @@ class HuggingFaceDirectory(Exporter):
         framework: what the files' metadata say that they are for.
         one_format: whether the config has one format for all quantized modules of a model.
         method: config.json's ``quant_method``; "" where it has none.
+        experts_note: what the user should know where experts are quantized; "" for nothing.
     """
 
     folder = True
@@ -56,6 +64,7 @@ class HuggingFaceDirectory(Exporter):
     column_multiple: int = 1
     framework: str = "pt"
     one_format: bool = False
+    experts_note: str = ""
 
     @property
     def method(self) -> str:
@@ -76,6 +85,15 @@ class HuggingFaceDirectory(Exporter):
         del config
         return {}
 
+    def stack(self, array: str) -> tuple[str, int] | None:
+        """The array of the file that an expert's array is a slice of, and which one; None where it lies alone."""
+        del array
+        return None
+
+    def arrays(self, tensors: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
+        """The files' arrays with stacks taken apart."""
+        return tensors
+
     def tensors(self, checkpoint: Checkpoint) -> list[OutputTensor]:
         """What the directory will hold, under the names of the source or, from GGUF, of transformers' model.
 
@@ -91,7 +109,16 @@ class HuggingFaceDirectory(Exporter):
             )  # fmt: skip
         if checkpoint.container == "gguf":
             _, tensors = to_published(checkpoint)
-        return [self._output(name, tensor) for name, tensor in tensors.items()]
+        return self._with_fused([self._output(name, tensor) for name, tensor in tensors.items()])
+
+    def _with_fused(self, tensors: list[OutputTensor]) -> list[OutputTensor]:
+        """The tensors with the names of those that they are fused with, of which all are quantized or none."""
+        known = {t.name: t for t in tensors}
+        for group in self.fused(t.name for t in tensors if t.role in self.roles):
+            able = all(known[name].quantizable for name in group)
+            for name in group:
+                known[name] = replace(known[name], quantizable=able, fused=tuple(group))
+        return list(known.values())
 
     def _output(self, name: str, tensor: LazyTensor) -> OutputTensor:
         role = role_of(name, tensor.shape)
@@ -106,9 +133,12 @@ class HuggingFaceDirectory(Exporter):
         return {CONFIG: model_config(checkpoint), **side_files(checkpoint)}
 
     def notes(self, checkpoint: Checkpoint, formats: Mapping[str, str]) -> tuple[str, ...]:
-        """Which weights stayed as they are for their shape."""
-        del formats
+        """Which weights stayed as they are for their shape, and what runtimes make of experts."""
         notes = []
+        if self.experts_note and any(
+            ".experts." in name and formats[name] in self.formats for name in formats
+        ):
+            notes.append(self.experts_note)
         stacked = [n for n, t in checkpoint.tensors.items() if len(t.shape) == 3 and block_of(n) is not None]
         if stacked:
             notes.append(f"{len(stacked)} stacks of experts aren't quantized, such as {stacked[0]}")
@@ -117,16 +147,21 @@ class HuggingFaceDirectory(Exporter):
             if left:
                 notes.append(
                     f"{len(left)} matrices aren't quantized, such as {left[0]}: {self.name} holds those of a "
-                    f"multiple of {self.row_multiple} rows and {self.column_multiple} columns"
+                    f"multiple of {self.row_multiple} rows and {self.column_multiple} columns, those that "
+                    f"runtimes fuse all or none"
                 )
         return tuple(notes)
+
+    def fused(self, names: Iterable[str]) -> list[list[str]]:
+        """Groups of tensors that runtimes make one matrix of."""
+        return fused(names)
 
     def tied(self, tensors: Iterable[OutputTensor]) -> list[list[str]]:
         """Projections that runtimes fuse, and all experts of a block; everything where there is one format."""
         names = [t.name for t in tensors if t.quantizable]
         if self.one_format:
             return [names] if len(names) > 1 else []
-        return fused(names)
+        return computed_together(names)
 
     def formats_used(self, tensors: Iterable[OutputTensor], formats: Mapping[str, str]) -> dict[str, str]:
         """Of the quantized tensors, name -> format.
@@ -155,7 +190,7 @@ class HuggingFaceDirectory(Exporter):
         """
         made = {k: v for k, v in metadata.items() if k.startswith(_PROVENANCE)}
         texts = {k: str(v) for k, v in made.items()}
-        arrays = [self._arrays(t, formats[t.name]) for t in tensors]
+        arrays = [[self._stacked(a) for a in self._arrays(t, formats[t.name])] for t in tensors]
         placed = place_arrays(arrays, texts, self.framework)
         config = {**metadata.get(CONFIG, {}), **{k: v for k, v in made.items() if k != _PLAN}}
         config |= self.description(tensors, formats)
@@ -177,6 +212,10 @@ class HuggingFaceDirectory(Exporter):
             for part, layout in get_format(name).parts(tensor.shape).items()
         ]  # fmt: skip
         return arrays + self.constants(tensor, name)
+
+    def _stacked(self, array: Array) -> Array:
+        found = self.stack(array.name)
+        return array if found is None else replace(array, stack=found[0], slice=found[1])
 
     def header_nbytes(self, tensors: list[OutputTensor], formats: Mapping[str, str], plan: str) -> int:
         """Bytes of the headers without what doesn't depend on the formats, and of arrays that are known already."""
@@ -213,7 +252,7 @@ class HuggingFaceDirectory(Exporter):
                 files[name] = OutputFile(data, len(data))
                 continue
             try:
-                files[name], regions = read_placed(path, name)
+                files[name], regions = read_placed(path, name, self.arrays)
             except CheckpointError as error:
                 raise VerificationError(f"{file} doesn't read back", found=str(error)) from error
             arrays |= regions

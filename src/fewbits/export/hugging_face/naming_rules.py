@@ -25,15 +25,14 @@ _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.weight$")
 # Models whose weights lie transposed (transformers' Conv1D), which these runtimes don't read packed.
 TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 
-# Runtimes compute these as one matrix, or (experts) in one kernel, so they share a format: (pattern, what the
-# pattern's group is called).
-_EXPERTS = (re.compile(r"(.+\.experts)\.\d+\..+"), "all")
+# Runtimes compute these as one matrix, or (experts) in one kernel, so they share a format: (pattern, what vLLM calls
+# the module that it makes of them beside the pattern's group).
+_EXPERTS = (re.compile(r"(.+\.experts)\.\d+\..+"), "")
 _FUSED = (
-    _EXPERTS,
-    (re.compile(r"(.+)\.(?:q_proj|k_proj|v_proj)\.weight"), "qkv"),
-    (re.compile(r"(.+)\.(?:gate_proj|up_proj)\.weight"), "gate_up"),
-    (re.compile(r"(.+)\.(?:w1|w3)\.weight"), "gate_up"),
-    (re.compile(r"(.+)\.(?:q_a_proj|kv_a_proj_with_mqa)\.weight"), "qkv_a"),
+    (re.compile(r"(.+)\.(?:q_proj|k_proj|v_proj)\.weight"), "qkv_proj"),
+    (re.compile(r"(.+)\.(?:gate_proj|up_proj)\.weight"), "gate_up_proj"),
+    (re.compile(r"(.+)\.(?:w1|w3)\.weight"), "gate_up_proj"),
+    (re.compile(r"(.+)\.(?:q_a_proj|kv_a_proj_with_mqa)\.weight"), "fused_qkv_a_proj"),
 )
 
 
@@ -60,14 +59,25 @@ def block_of(name: str) -> int | None:
     return None if found is None or _OTHER_TOWERS.search(name) else int(found[1])
 
 
+def computed_together(names: Iterable[str]) -> list[list[str]]:
+    """Groups of two or more of these tensors that a runtime computes in one kernel: the fused ones, and all experts."""
+    return _grouped(names, (_EXPERTS, *_FUSED))
+
+
 def fused(names: Iterable[str]) -> list[list[str]]:
-    """Groups of two or more of these tensors that a runtime computes together."""
+    """Groups of two or more of these tensors that a runtime computes as one matrix."""
     return _grouped(names, _FUSED)
 
 
-def experts(names: Iterable[str]) -> list[list[str]]:
-    """Of these tensors, the experts of each block."""
-    return _grouped(names, (_EXPERTS,))
+def runtime_pattern(module: str) -> str:
+    """A regular expression for a module and for what runtimes make of it and others, which share its format."""
+    name = f"{module}.weight"
+    if match := _EXPERTS[0].fullmatch(name):
+        return rf"{re.escape(match[1])}(?:{re.escape(module.removeprefix(match[1]))})?"
+    for pattern, whole in _FUSED:
+        if match := pattern.fullmatch(name):
+            return rf"{re.escape(match[1])}\.(?:{module.rpartition('.')[2]}|{whole})"
+    return re.escape(module)
 
 
 def _grouped(names: Iterable[str], rules: Iterable[tuple[re.Pattern[str], str]]) -> list[list[str]]:

@@ -10,12 +10,15 @@ repository.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
+from fewbits.checkpoint.checkpoint import LazyTensor
 from fewbits.checkpoint.dtypes import STORAGE
+from fewbits.checkpoint.file_tensor import FileTensor
 from fewbits.checkpoint.safetensors import read_safetensors_header
 from fewbits.export.exporter import Layout, OutputFile, Region
 
@@ -39,6 +42,8 @@ class Array:
         content: its bytes, if they are known.
         repeated: see `Region`.
         transposed: its second axis is the rows of the tensor.
+        stack: name in the file of the array that it is a slice of, along a first axis; "" for none.
+        slice: which one; the slices of a stack are 0, 1, …, all of one shape.
     """
 
     name: str
@@ -49,6 +54,13 @@ class Array:
     content: bytes | None = None
     repeated: bool = False
     transposed: bool = False
+    stack: str = ""
+    slice: int = 0
+
+    @property
+    def file_name(self) -> str:
+        """Name in the file of what it is, or is a slice of."""
+        return self.stack or self.name
 
     @property
     def nbytes(self) -> int:
@@ -66,12 +78,12 @@ def place_arrays(
         metadata: texts for the first file's header.
         framework: ``format`` in all headers.
     """
-    shards = _shards(tensors, SHARD_BYTES)
+    shards = _shards(_with_stacks(tensors), SHARD_BYTES)
     names = [SINGLE]
     if len(shards) > 1:
         names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     files: dict[str, OutputFile] = {}
-    parts: dict[str, dict[str, Region]] = {t[0].tensor: {} for t in tensors}
+    parts: dict[str, dict[str, Region]] = {a.tensor: {} for arrays in tensors for a in arrays}
     for file, arrays in zip(names, shards, strict=True):
         about = {"format": framework, **(metadata if file == names[0] else {})}
         files[file], regions = _place_in_file(file, arrays, about)
@@ -80,6 +92,17 @@ def place_arrays(
     if len(shards) > 1:
         files[INDEX] = _index(dict(zip(names, shards, strict=True)))
     return Layout(files, parts)
+
+
+def _with_stacks(tensors: Sequence[Sequence[Array]]) -> list[list[Array]]:
+    """The tensors' arrays, those of tensors that are slices of the same stacks together, slice after slice."""
+    groups: dict[str, list[Array]] = {}
+    for arrays in tensors:
+        groups.setdefault(arrays[0].file_name, []).extend(arrays)
+    for arrays in groups.values():
+        place = {name: i for i, name in enumerate(dict.fromkeys(a.file_name for a in arrays))}
+        arrays.sort(key=lambda a, place=place: (place[a.file_name], a.slice))  # type: ignore[misc]
+    return list(groups.values())
 
 
 def _shards(tensors: Sequence[Sequence[Array]], limit: int) -> list[list[Array]]:
@@ -104,11 +127,17 @@ def _place_in_file(
     for array in sorted(arrays, key=lambda a: -STORAGE[a.dtype].itemsize):  # stable: otherwise as given
         placed.append((array, offset))
         offset += array.nbytes
-    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    entries: dict[str, dict[str, Any]] = {}
     for array, start in placed:
-        offsets = [start, start + array.nbytes]
-        entries[array.name] = {"dtype": array.dtype, "shape": list(array.shape), "data_offsets": offsets}
-    text = json.dumps(entries, separators=(",", ":")).encode()
+        if array.slice:
+            entry = entries[array.stack]
+            entry["shape"][0] += 1
+        else:
+            shape = [1, *array.shape] if array.stack else list(array.shape)
+            entry = {"dtype": array.dtype, "shape": shape, "data_offsets": [start, start]}
+            entries[array.file_name] = entry
+        entry["data_offsets"][1] = start + array.nbytes
+    text = json.dumps({"__metadata__": dict(metadata), **entries}, separators=(",", ":")).encode()
     text = text.ljust(-(-len(text) // _ALIGNMENT) * _ALIGNMENT)
     header = len(text).to_bytes(8, "little") + text
     regions = [(array, _region(array, len(header) + start, file)) for array, start in placed]
@@ -121,15 +150,22 @@ def _region(array: Array, offset: int, file: str) -> Region:
 
 
 def _index(shards: Mapping[str, Sequence[Array]]) -> OutputFile:
-    weight_map = {array.name: file for file, arrays in shards.items() for array in arrays}
+    weight_map = {array.file_name: file for file, arrays in shards.items() for array in arrays}
     total = sum(array.nbytes for arrays in shards.values() for array in arrays)
     data = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     text = (json.dumps(data, indent=2) + "\n").encode()
     return OutputFile(text, len(text))
 
 
-def read_placed(folder: Path, name: str) -> tuple[OutputFile, dict[str, Region]]:
+def read_placed(
+    folder: Path, name: str, arrays: Callable[[Mapping[str, LazyTensor]], Mapping[str, LazyTensor]]
+) -> tuple[OutputFile, dict[str, Region]]:
     """Header of a written file, and where each of its arrays lies, by name.
+
+    Args:
+        folder: the directory.
+        name: of the file.
+        arrays: takes stacks apart, as `PackedReader.arrays`.
 
     Raises:
         CheckpointError: it doesn't read back as a safetensors file.
@@ -140,4 +176,5 @@ def read_placed(folder: Path, name: str) -> tuple[OutputFile, dict[str, Region]]
     start = min((t.offset for t in tensors.values()), default=size)
     with path.open("rb") as file:
         header = file.read(start)
-    return OutputFile(header, size), {t.name: Region(t.offset, t.nbytes, name) for t in tensors.values()}
+    found = (t for t in arrays(tensors).values() if isinstance(t, FileTensor))
+    return OutputFile(header, size), {t.name: Region(t.offset, t.nbytes, name) for t in found}

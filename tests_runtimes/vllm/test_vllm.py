@@ -1,0 +1,64 @@
+"""Directories of several containers in vLLM's build for CPUs, which computes with bfloat16 activations.
+
+What that costs is measured on the unquantized model, in the same run, and allowed for; the rest must be our weights.
+"""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+DRIVER = Path(__file__).parents[2] / "src" / "fewbits" / "runtimes" / "vllm_driver.py"
+# Activations are rounded to 8 bits as well. Where bfloat16 changes one a little, its code may be another one, and more
+# of them layer by layer: the same noise, drawn anew. So it is the size of the noise that is compared.
+ROUNDED_INPUTS = ("INT8_CHANNEL_SYM", "FP8_E4M3_CHANNEL", "MODELOPT_FP8")
+# What it has no kernel for on CPUs, and says so.
+REFUSED = {
+    "INT8_G128_SYM": "CPUWNA16",
+    "NVFP4": "NVFP4|NvFp4",
+    "MXFP4_PACKED": "MXFP4",
+    "MODELOPT_NVFP4": "NVFP4|NvFp4",
+    "MODELOPT_INT4_G128": "W4A16_NVFP4",  # it lists the algorithms that it reads
+}
+
+
+@pytest.fixture(scope="module")
+def driver():
+    """The driver as fewbits runs it."""
+    spec = importlib.util.spec_from_file_location(DRIVER.stem, DRIVER)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def floor(driver, kl):
+    """What bfloat16 costs: KL divergence of the unquantized model in vLLM from the same in float32."""
+    folder = Path(os.environ["FEWBITS_ARTIFACTS"]) / "vllm" / "BF16"
+    expected = np.load(folder / "expected.npz")
+    return kl(expected["original"], driver.logits(str(folder / "model"), expected["tokens"].tolist()))
+
+
+def test_logits_are_those_of_our_weights(artifact, compare, driver, floor, kl):
+    folder, expected = artifact
+    tokens = expected["tokens"].tolist()
+    if message := REFUSED.get(folder.parent.name):
+        with pytest.raises(Exception, match=message):
+            driver.logits(str(folder), tokens)
+        return
+    logits = driver.logits(str(folder), tokens)
+
+    assert logits.shape == expected["original"].shape
+    (first,) = driver.generate(str(folder), tokens, 1)
+    assert logits[-1, first] == logits[-1].max()
+    if folder.parent.name in ROUNDED_INPUTS:
+        noise = kl(expected["quantized"], expected["runtime"])
+        theirs = kl(expected["quantized"], logits)
+        print(
+            f"\n{folder.parent.name}: rounding activations costs {theirs:.2e}, {noise:.2e} by our evaluation"
+        )
+        assert theirs <= 1.5 * noise + 3 * floor
+    else:
+        compare(logits, expected, share=0.01, floor=3 * floor)
