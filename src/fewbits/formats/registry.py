@@ -23,6 +23,7 @@ _MODULES = (
     "gptq",
     "awq",
     "mlx",
+    "nbits",
     "fp8",
     "nvfp4",
     "nf4",
