@@ -1,8 +1,13 @@
-"""Reading a folder for ONNX Runtime that fewbits wrote: weights under Hugging Face's names, in our formats."""
+"""Reading a folder for ONNX Runtime that fewbits wrote: weights under Hugging Face's names, in our formats.
+
+The graph's own initializers say where the bytes lie; its metadata say which rows of which weights they are.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +18,53 @@ from fewbits.errors import CheckpointError, MissingExtraError
 from fewbits.formats import get_format
 
 GRAPH = "model.onnx"
-_PLACES = "fewbits.places"
+DATA = f"{GRAPH}.data"
+# Keys of the graph's metadata.
+PIECES, SHAPES = "fewbits.pieces", "fewbits.shapes"
 _WHOLE = "data"
+
+
+@dataclass(frozen=True)
+class StoredPiece:
+    """Rows of one part of a tensor, within an initializer.
+
+    Attributes:
+        tensor: its name.
+        part: the format's name for it.
+        row: the first of the tensor's rows.
+        nbytes: length.
+    """
+
+    tensor: str
+    part: str
+    row: int
+    nbytes: int
+
+
+def tensor_regions(
+    offsets: Mapping[str, int], pieces: Mapping[str, Sequence[StoredPiece]]
+) -> dict[str, dict[str, tuple[int, int]]]:
+    """Tensor -> part -> (offset, bytes), from the initializers' offsets and what lies in them.
+
+    Raises:
+        ValueError: rows of a tensor don't lie one after another.
+    """
+    runs: dict[tuple[str, str], list[tuple[int, int, int]]] = {}
+    for name, found in pieces.items():
+        start = offsets[name]
+        for piece in found:
+            runs.setdefault((piece.tensor, piece.part), []).append((piece.row, start, piece.nbytes))
+            start += piece.nbytes
+    regions: dict[str, dict[str, tuple[int, int]]] = {}
+    for (tensor, part), run in runs.items():
+        run.sort()
+        offset, end = run[0][1], run[0][1]
+        for _, start, nbytes in run:
+            if start != end:
+                raise ValueError(f"rows of {tensor} lie apart")
+            end = start + nbytes
+        regions.setdefault(tensor, {})[part] = (offset, end - offset)
+    return regions
 
 
 def _load(path: Path) -> Any:
@@ -30,27 +80,28 @@ def read_places(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
 
     Raises:
         ValueError: fewbits didn't write it, or it contradicts itself.
+        MissingExtraError: the package onnx isn't installed.
     """
     return _places(_load(path))
 
 
 def _places(model: Any) -> dict[str, dict[str, tuple[int, int]]]:
     props = {entry.key: entry.value for entry in model.metadata_props}
-    external = {}
+    if PIECES not in props:
+        raise ValueError(f"no {PIECES} in the graph's metadata")
+    offsets, lengths = {}, {}
     for initializer in model.graph.initializer:
         entries = {entry.key: entry.value for entry in initializer.external_data}
         if entries:
-            external[initializer.name] = (int(entries["offset"]), int(entries["length"]))
-    if _PLACES not in props:
-        raise ValueError(f"no {_PLACES} in the graph's metadata")
-    found: dict[str, dict[str, tuple[int, int]]] = {}
-    for tensor, parts in json.loads(props[_PLACES]).items():
-        for part, (name, offset, nbytes) in parts.items():
-            start, length = external[name]
-            if offset + nbytes > length:
-                raise ValueError(f"{tensor} lies beyond {name}")
-            found.setdefault(tensor, {})[part] = (start + offset, nbytes)
-    return found
+            offsets[initializer.name], lengths[initializer.name] = (
+                int(entries["offset"]),
+                int(entries["length"]),
+            )
+    pieces = {n: [StoredPiece(*piece) for piece in found] for n, found in json.loads(props[PIECES]).items()}
+    for name, found in pieces.items():
+        if lengths.get(name) != sum(piece.nbytes for piece in found):
+            raise ValueError(f"{name} isn't what the metadata say")
+    return tensor_regions(offsets, pieces)
 
 
 def open_onnx_folder(path: Path) -> Checkpoint:
@@ -60,23 +111,25 @@ def open_onnx_folder(path: Path) -> Checkpoint:
         CheckpointError: another program wrote it, or it is damaged.
         MissingExtraError: the package onnx isn't installed.
     """
-    model = _load(path / GRAPH)
-    data = path / f"{GRAPH}.data"
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    data = path / DATA
     try:
+        model = _load(path / GRAPH)
+        metadata = {entry.key: entry.value for entry in model.metadata_props}
         places = _places(model)
-        choices = json.loads(metadata["fewbits.plan"])
+        shapes = json.loads(metadata[SHAPES])
         config = json.loads((path / "config.json").read_bytes())
-        shapes = json.loads(metadata["fewbits.shapes"])
-    except (ValueError, KeyError, OSError) as error:
+        tensors = {name: _tensor(name, fmt, dims, places[name], data) for name, (fmt, dims) in shapes.items()}
+        size = data.stat().st_size
+    except MissingExtraError:
+        raise
+    except Exception as error:  # protobuf's errors are its own
         raise CheckpointError(
-            f"{path} is an ONNX model that fewbits didn't write", found=str(error),
-            action="Start from the original model",
+            f"{path} is no ONNX model that fewbits wrote, or it is damaged",
+            found=f"{type(error).__name__}: {error}", action="Start from the original model",
         ) from error  # fmt: skip
-    del choices
-    tensors = {n: _tensor(n, *shapes[n], parts, data) for n, parts in places.items()}
-    ordered = {name: tensors[name] for name in shapes}
-    return Checkpoint(path, "onnx", ordered, (path / GRAPH, data), config=config, metadata=metadata)
+    if size < max((at + n for parts in places.values() for at, n in parts.values()), default=0):
+        raise CheckpointError(f"{data} is truncated", found=f"{size} bytes", action="Copy it again")
+    return Checkpoint(path, "onnx", tensors, (path / GRAPH, data), config=config, metadata=metadata)
 
 
 def _tensor(

@@ -72,6 +72,15 @@ def nbits_name(width: int, group: int, *, symmetric: bool) -> str:
     return f"NBITS{width}_G{group}{'_SYM' if symmetric else ''}"
 
 
+# Every name -> its group.
+NBITS_NAMES: Mapping[str, int] = {
+    nbits_name(width, group, symmetric=symmetric): group
+    for width in WIDTHS
+    for group in GROUPS
+    for symmetric in (False, True)
+}
+
+
 def _pack(codes: Codes, width: int) -> Codes:
     """Codes uint8 [N, M] as uint8 [N, ceil(M * width / 8)]."""
     if width == 8:

@@ -24,6 +24,7 @@ _MODULES = (
     "awq",
     "mlx",
     "nbits",
+    "qdq",
     "fp8",
     "nvfp4",
     "nf4",

@@ -18,18 +18,20 @@ from typing import Any
 from fewbits.architectures import parameters_of_directory, to_published
 from fewbits.checkpoint.checkpoint import Checkpoint, LazyTensor
 from fewbits.checkpoint.dtypes import PLAIN
+from fewbits.checkpoint.onnx_folder import DATA, PIECES, read_places
 from fewbits.errors import ArchitectureError, VerificationError
 from fewbits.export.exporter import Exporter, Layout, OutputFile, OutputTensor, Region
-from fewbits.export.hugging_face.naming_rules import block_of, role_of
+from fewbits.export.hugging_face.directory import one_block
+from fewbits.export.hugging_face.naming_rules import block_of, fused, role_of
 from fewbits.export.hugging_face.side_files import CONFIG, model_config, side_files
-from fewbits.export.onnx.graph import DATA, PLACES, write_graph
+from fewbits.export.onnx.activation_blocks import ACTIVATION_BLOCK
+from fewbits.export.onnx.graph import write_graph
 from fewbits.export.onnx.template import GRAPH, Template, build_template
-from fewbits.formats.nbits import GROUPS, WIDTHS, nbits_name
+from fewbits.formats.nbits import NBITS_NAMES
 
 _PROVENANCE = "fewbits."
-_GENAI = "genai_config.json"
-# What a choice of formats may change in the graph: nodes and initializers of a weight with zero points.
-_ZERO_POINTS_BYTES = 100
+_MADE = (GRAPH, DATA, CONFIG, "genai_config.json")
+_SIDE = (".json", ".jinja", ".txt", ".model")
 
 
 class OnnxExporter(Exporter):
@@ -37,58 +39,58 @@ class OnnxExporter(Exporter):
 
     name = "onnx"
     folder = True
-    formats = tuple(
-        nbits_name(width, group, symmetric=symmetric)
-        for width in WIDTHS
-        for group in GROUPS
-        for symmetric in (False, True)
-    )
-    default_format = "NBITS4_G32"
+    formats = (*(n for n in NBITS_NAMES if n.startswith("NBITS8")), "QDQ8",
+               *(n for n in NBITS_NAMES if n.startswith("NBITS4")))  # fmt: skip
+    # Groups of 16 are for CPUs alone.
+    planned = tuple(name for name, group in NBITS_NAMES.items() if group > 16)
+    default_format = "NBITS4_G32"  # the model builder's group
 
     def tensors(self, checkpoint: Checkpoint) -> list[OutputTensor]:
-        """The parameters of transformers' model.
+        """The parameters of transformers' model that the graph uses.
 
         Raises:
             ArchitectureError: onnxruntime-genai's model builder doesn't know the model, or weights are missing.
+            ExportError: the model builder failed, or isn't the one that is known.
             MissingExtraError: the packages for it aren't installed.
         """
         found: Mapping[str, LazyTensor] = checkpoint.tensors
         if checkpoint.container == "gguf":
             _, found = to_published(checkpoint)
-        template = self._template(self.metadata(checkpoint))
-        if missing := [name for name in template.shapes if name not in found]:
+        metadata = self.metadata(checkpoint)
+        template = self._template(metadata)
+        used = {piece.parameter for weight in template.weights.values() for piece in weight.pieces}
+        names = [name for name in template.shapes if name in used]
+        found = parameters_of_directory(_directory(found, metadata[CONFIG]), names)
+        if missing := [name for name in names if name not in found]:
             raise ArchitectureError(
-                "the graph has weights that the source doesn't have", found=", ".join(missing[:4])
-            )
+                "the graph has weights that the source doesn't have", found=", ".join(missing[:4]),
+                action="Choose another container",
+            )  # fmt: skip
         quantizable = _quantizable(template)
-        return [_output(name, found[name], name in quantizable) for name in template.shapes]
+        return [_output(name, found[name], name in quantizable) for name in names]
 
     def metadata(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Name of each side file -> its bytes, or for config.json its data."""
-        return {CONFIG: model_config(checkpoint), **side_files(checkpoint)}
+        config = {k: v for k, v in model_config(checkpoint).items() if k != "quantization_config"}
+        return {CONFIG: config, **side_files(checkpoint)}
 
     def activation_block(self, format_name: str) -> int:
         """ONNX Runtime rounds activations in the blocks of the weights."""
-        found = [
-            g
-            for g in GROUPS
-            for w in WIDTHS
-            for s in (0, 1)
-            if nbits_name(w, g, symmetric=bool(s)) == format_name
-        ]
-        return found[0] if found else 0
+        return ACTIVATION_BLOCK.get(format_name, 0)
 
     def tied(self, tensors: Iterable[OutputTensor]) -> list[list[str]]:
         """Projections that the graph joins."""
-        from fewbits.export.hugging_face.naming_rules import fused
-
         groups = fused(t.name for t in tensors if t.quantizable)
         return [group for group in groups if any("q_proj" in name for name in group)]
 
     def layout(
         self, tensors: list[OutputTensor], formats: Mapping[str, str], metadata: Mapping[str, Any]
     ) -> Layout:
-        """Files and exact offsets for these formats (tensor name -> format or dtype)."""
+        """Files and exact offsets for these formats (tensor name -> format or dtype).
+
+        Raises:
+            ArchitectureError, FormatError, PlanError: see `write_graph`.
+        """
         del tensors
         template = self._template(metadata)
         made = {k: str(v) for k, v in metadata.items() if k.startswith(_PROVENANCE)}
@@ -99,25 +101,21 @@ class OnnxExporter(Exporter):
         return Layout({**files, DATA: OutputFile(b"", written.size)}, written.parts)
 
     def header_nbytes(self, tensors: list[OutputTensor], formats: Mapping[str, str], plan: str) -> int:
-        """The plan's text; weights without zero points have fewer nodes, counted low."""
-        symmetric = sum(name.endswith("_SYM") for name in formats.values())
-        return len(plan) + _ZERO_POINTS_BYTES * (len(tensors) - symmetric)
+        """The texts that name formats; the nodes of zero points are counted where there are none too."""
+        return len(plan) + sum(len(formats[t.name]) for t in tensors)
 
     def first_block(
         self, tensors: list[OutputTensor], metadata: Mapping[str, Any]
     ) -> tuple[list[OutputTensor], dict[str, Any]]:
         """A model of one transformer block, cut from this one."""
-        from fewbits.export.hugging_face.directory import _one_block
-
-        config = _one_block(dict(metadata[CONFIG]))
+        config = one_block(dict(metadata[CONFIG]))
         return [t for t in tensors if t.block in (None, 0)], {**metadata, CONFIG: config}
 
     def parameters(
         self, tensors: Mapping[str, LazyTensor], metadata: Mapping[str, Any], wanted: Iterable[str]
     ) -> Mapping[str, LazyTensor]:
         """The tensors themselves."""
-        directory = Checkpoint(Path(), "safetensors", tensors, (), config=metadata[CONFIG])
-        return parameters_of_directory(directory, wanted)
+        return parameters_of_directory(_directory(tensors, metadata[CONFIG]), wanted)
 
     def read_back(self, path: Path) -> Layout:
         """Parse a written folder again.
@@ -125,8 +123,6 @@ class OnnxExporter(Exporter):
         Raises:
             VerificationError: it doesn't read back.
         """
-        from fewbits.checkpoint.onnx_folder import read_places
-
         files = {}
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
             name = file.relative_to(path).as_posix()
@@ -141,33 +137,34 @@ class OnnxExporter(Exporter):
 
     def foreign(self, path: Path) -> list[str]:
         """Everything, unless fewbits made the graph."""
-        names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+        names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir())
         graph = path / GRAPH
-        if not graph.is_file() or PLACES.encode() not in graph.read_bytes():
+        if not graph.is_file() or PIECES.encode() not in graph.read_bytes():
             return names
-        ours = {GRAPH, DATA, CONFIG, _GENAI}
-        return [n for n in names if n not in ours and not n.endswith((".json", ".jinja", ".txt", ".model"))]
+        return [name for name in names if name not in _MADE and not name.endswith(_SIDE)]
 
     def _template(self, metadata: Mapping[str, Any]) -> Template:
         files = {name: data for name, data in metadata.items() if isinstance(data, bytes)}
         return build_template(metadata[CONFIG], files)
 
 
+def _directory(tensors: Mapping[str, LazyTensor], config: Mapping[str, Any]) -> Checkpoint:
+    return Checkpoint(Path(), "safetensors", tensors, (), config=config)
+
+
 def _quantizable(template: Template) -> set[str]:
     """Matrices of which all uses have a quantized operator."""
     import onnx
 
-    graph = onnx.load_model_from_string(template.graph).graph
     fits: dict[str, bool] = {}
-    for node in graph.node:
+    for node in onnx.load_model_from_string(template.graph).graph.node:
         for name in node.input:
             weight = template.weights.get(name)
             if weight is None:
                 continue
             known = node.op_type == ("MatMul" if weight.transposed else "Gather") and len(weight.shape) == 2
-            shifted = any(constant for _, constant in weight.pieces)
-            for piece, _ in weight.pieces:
-                fits[piece] = fits.get(piece, True) and known and not shifted
+            for piece in weight.pieces:
+                fits[piece.parameter] = fits.get(piece.parameter, True) and known and not piece.constant
     return {name for name, fit in fits.items() if fit}
 
 
