@@ -27,7 +27,7 @@ def load(folder):
     return model
 
 
-def test_logits_are_those_of_our_weights(artifact, compare):
+def test_logits_are_those_of_our_weights_and_it_generates(artifact, compare, driver):
     folder, expected = artifact
     runtime, tokens = driver("transformers"), expected["tokens"].tolist()
 

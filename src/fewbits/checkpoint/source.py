@@ -62,6 +62,10 @@ def _open_directory(path: Path) -> Checkpoint:
     names = sorted(p.name for p in path.iterdir() if p.is_file())
     if any(name.endswith(".safetensors") for name in names) or INDEX in names:
         return read_hf_directory(path)
+    if "model.onnx" in names:
+        from fewbits.checkpoint.onnx_folder import open_onnx_folder  # it imports the formats
+
+        return open_onnx_folder(path)
     gguf = [name for name in names if name.endswith(".gguf")]
     first_shards = [name for name in gguf if re.search(r"-00001-of-\d{5}\.gguf$", name)]
     if len(gguf) == 1 or (len(first_shards) == 1 and all("-of-" in name for name in gguf)):

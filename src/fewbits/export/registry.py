@@ -19,6 +19,7 @@ _EXPORTERS = {
     "mlx": ("fewbits.export.mlx", "MlxExporter"),
     "bitsandbytes": ("fewbits.export.bitsandbytes", "BitsandbytesExporter"),
     "modelopt": ("fewbits.export.modelopt", "ModelOptExporter"),
+    "onnx": ("fewbits.export.onnx.exporter", "OnnxExporter"),
 }
 
 

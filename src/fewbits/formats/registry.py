@@ -23,6 +23,8 @@ _MODULES = (
     "gptq",
     "awq",
     "mlx",
+    "nbits",
+    "qdq",
     "fp8",
     "nvfp4",
     "nf4",

@@ -87,7 +87,7 @@ def build_skeleton(checkpoint: Checkpoint) -> Skeleton:
         tensors = dict(checkpoint.tensors)
     if hasattr(built, "quantization_config"):
         del built.quantization_config  # the checkpoint has applied the scales
-    with refusals(checkpoint), quiet(), _parameters_on_meta():
+    with refusals(checkpoint), quiet(), parameters_on_meta():
         model_class = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(built)]
         model = model_class._from_config(built, **implementations(built)).eval()
     embedding = _weight_name(model, model.get_input_embeddings())
@@ -131,7 +131,7 @@ def _require_shapes(checkpoint: Checkpoint, model: nn.Module, tensors: Mapping[s
 
 
 @contextmanager
-def _parameters_on_meta() -> Iterator[None]:
+def parameters_on_meta() -> Iterator[None]:
     """Modules made within keep their parameters on the meta device; buffers (rope's frequencies) are real.
 
     `torch.device("meta")` would take the buffers too, and their values are nowhere else.

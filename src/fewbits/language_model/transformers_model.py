@@ -40,8 +40,8 @@ def model_from_directory(checkpoint: Checkpoint) -> Any:
         config = transformers.AutoConfig.from_pretrained(
             checkpoint.path, local_files_only=True, trust_remote_code=False
         )
-        if getattr(config, "quantization_config", None) is not None:
-            # FP8: the checkpoint has applied the scales; transformers would ask for a GPU's kernels.
+        if checkpoint.container != "safetensors" or getattr(config, "quantization_config", None) is not None:
+            # Packed or FP8: the checkpoint has applied the scales; transformers would ask for a GPU's kernels.
             return model_from_tensors(checkpoint, dict(checkpoint.config), checkpoint.tensors)
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             checkpoint.path,

@@ -78,7 +78,7 @@ def _load(model: str) -> Any:
 
 
 def _compute_in_float32(model: Any) -> None:
-    """Whatever isn't quantized: beside quantized weights transformers keeps the file's dtype, whichever is asked for."""
+    """Whatever isn't quantized: there transformers keeps the file's dtype, whichever it is asked for."""
     import bitsandbytes
     import torch
 

@@ -1,0 +1,1 @@
+"""Folders for ONNX Runtime and onnxruntime-genai."""
