@@ -18,6 +18,8 @@ Where a directory says that activations have 8 bits, each token's are rounded wi
     INT8   d = max|x| / 127;  value d * round(x / d)       vLLM's dynamic_scaled_int8_quant
     FP8    d = max|x| / 448;  value d * E4M3(x / d)        vLLM's dynamic_per_token_scaled_fp8_quant
 
+OpenVINO's plugin for CPUs rounds to INT8 in blocks of 32, by the first of these rules (its dynamic quantization).
+
 bitsandbytes rounds to INT8 likewise, all columns but those in which some token has a magnitude of 6 or more.
 """
 
@@ -32,6 +34,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fewbits.export.gguf.activation_blocks import ACTIVATION_BLOCK
+from fewbits.formats.openvino import FORMATS as OPENVINO
 from fewbits.language_model.transformers_model import storage_address
 
 
@@ -119,6 +122,7 @@ TOKEN_ROUNDING: Mapping[str, Rounding] = {
     "FP8_E4M3_CHANNEL": TokenRounding(448.0, torch.float8_e4m3fn),
     "MODELOPT_FP8": TokenRounding(448.0, torch.float8_e4m3fn),
     "BNB_INT8": OutlierRounding(6.0),
+    **dict.fromkeys(OPENVINO, ActivationRounding(32, torch.float32)),
 }
 
 
