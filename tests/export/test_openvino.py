@@ -4,6 +4,7 @@ Whole models, by optimum-intel and openvino-genai, are in tests_runtimes/openvin
 """
 
 import json
+import sys
 
 import numpy as np
 import openvino
@@ -12,7 +13,7 @@ from openvino import opset13 as opset
 from safetensors.numpy import save_file
 
 from fewbits.checkpoint.source import open_checkpoint
-from fewbits.errors import ArchitectureError, ExportError, VerificationError
+from fewbits.errors import ArchitectureError, ExportError, MissingExtraError, VerificationError
 from fewbits.evaluation.activations import TOKEN_ROUNDING
 from fewbits.export.openvino.converter import OpenvinoConverter
 from fewbits.export.openvino.graph import put_weights, read_weights
@@ -172,4 +173,12 @@ def test_experts_are_refused_before_work_starts(tmp_path):
     save_file({name: np.zeros((4, 4), np.float32)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mixtral"}))
     with pytest.raises(ArchitectureError, match=r"1 weights of experts.*gguf"):
+        OpenvinoConverter().check(open_checkpoint(tmp_path))
+
+
+def test_the_missing_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optimum", None)
+    save_file({NAMES[0]: np.zeros((4, 4), np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(MissingExtraError, match=r"pip install 'fewbits\[openvino\]'"):
         OpenvinoConverter().check(open_checkpoint(tmp_path))

@@ -13,11 +13,10 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 
 from fewbits.checkpoint.checkpoint import Checkpoint, LazyTensor
-from fewbits.errors import ArchitectureError, MissingExtraError
+from fewbits.errors import ArchitectureError
 from fewbits.export.converter import Converter
 from fewbits.export.hugging_face.side_files import CONFIG, model_config, side_files
 from fewbits.export.openvino.directory import OpenvinoDirectory
@@ -43,10 +42,8 @@ class OpenvinoConverter(Converter):
         Raises:
             ArchitectureError: experts, or a kind of model that optimum-intel can't export.
             MissingExtraError: optimum-intel isn't installed.
+            ExportError: it can't be imported.
         """
-        for package in self.packages:
-            if find_spec(package.partition(".")[0]) is None or find_spec(package) is None:
-                raise MissingExtraError(package, self.extra, "Writing OpenVINO's graphs")
         if experts := [name for name in checkpoint.tensors if _EXPERTS.search(name)]:
             raise ArchitectureError(
                 "fewbits puts matrices into OpenVINO's graphs, which have experts as stacks",

@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from fewbits.checkpoint.checkpoint import Checkpoint, LazyTensor
-from fewbits.errors import ArchitectureError, ExportError
+from fewbits.errors import ArchitectureError, ExportError, MissingExtraError
 
 MODEL = "openvino_model.xml"
 TOKENIZERS = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
@@ -28,13 +30,24 @@ def require_export(model_type: str) -> None:
 
     Raises:
         ArchitectureError: such a model.
+        MissingExtraError: optimum-intel isn't installed.
+        ExportError: it can't be imported.
     """
-    with _quiet():
-        import optimum.exporters.openvino  # fills the table
-        from optimum.exporters.tasks import TasksManager
+    try:
+        with _quiet():
+            import optimum.exporters.openvino  # fills the table
+            from optimum.exporters.tasks import TasksManager
 
-        del optimum
-        kinds = TasksManager.get_supported_model_type_for_task(TASK, "openvino")
+            del optimum
+    except ModuleNotFoundError as error:
+        package = error.name or "optimum-intel"
+        raise MissingExtraError(package, "openvino", "Writing OpenVINO's graphs") from error
+    except (ImportError, RuntimeError) as error:
+        raise ExportError(
+            "optimum-intel can't be imported", found=str(error).strip().splitlines()[0],
+            action="A torchvision that was made for another torch does this: pip uninstall torchvision",
+        ) from error  # fmt: skip
+    kinds = TasksManager.get_supported_model_type_for_task(TASK, "openvino")
     if model_type not in kinds:
         raise ArchitectureError(
             "optimum-intel can't export the generation of this kind of model",
@@ -86,7 +99,7 @@ def _model_without_matrices(quantized: Checkpoint) -> tuple[Any, dict[str, LazyT
             continue
         if parameter.dim() == 2:
             weights[name] = tensor
-            value = torch.zeros(parameter.shape)
+            value = torch.from_numpy(np.zeros(parameter.shape, np.float32))  # torch's zeros take memory
             value[0, 0] = len(weights)  # OpenVINO makes one product of two with equal constants
         else:
             value = read_parameter(tensor, torch.float32)
