@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fewbits.checkpoint.checkpoint import Checkpoint
 from fewbits.checkpoint.openvino import MARKERS, METHOD, PARTS
 from fewbits.export.exporter import OutputTensor
 from fewbits.export.hugging_face.directory import HuggingFaceDirectory, module_of
@@ -25,10 +26,9 @@ class OpenvinoDirectory(HuggingFaceDirectory):
 
     name = "openvino"
     formats = tuple(sorted(FORMATS, key=lambda name: -get_format(name).bits))
-    # Symmetric 8 bits are as good as asymmetric ones; per channel costs the least and every device takes it.
+    # What NPUs take, too. The last is what NNCF gives the embedding and the head.
     planned = (
         *(openvino_name(width, group, symmetric=True) for width in WIDTHS for group in GROUPS),
-        *(openvino_name(4, group, symmetric=False) for group in GROUPS),
         openvino_name(8, 0, symmetric=True),
     )
     default_format = "OV4_G128_SYM"
@@ -40,6 +40,15 @@ class OpenvinoDirectory(HuggingFaceDirectory):
     def activation_block(self, format_name: str) -> int:
         """See `Exporter.activation_block`."""
         return ACTIVATION_BLOCK if format_name in self.formats else 0
+
+    def notes(self, checkpoint: Checkpoint, formats: Mapping[str, str]) -> tuple[str, ...]:
+        """Which devices prefer other formats, and which weights stayed as they are."""
+        notes = super().notes(checkpoint, formats)
+        if found := sorted(
+            {name for name in formats.values() if name in FORMATS and not name.endswith("_SYM")}
+        ):
+            return (f"{', '.join(found)}: for CPUs and GPUs; NPUs want formats that end in _SYM", *notes)
+        return notes
 
     def tied(self, tensors: Iterable[OutputTensor]) -> list[list[str]]:
         """None: the graph has a product of its own for each weight."""

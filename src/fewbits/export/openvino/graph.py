@@ -198,7 +198,7 @@ class GraphWeight(LazyTensor):
 def _numbers(constant: Any, start: int, stop: int) -> Floats:
     """Numbers start … stop of an integer constant, as float32."""
     dtype = constant.get_element_type()
-    stored = constant.data.reshape(-1).view(np.uint8)  # packed numbers come as bytes
+    stored: npt.NDArray[np.uint8] = constant.data.reshape(-1).view(np.uint8)  # packed numbers come as bytes
     width = _WIDTHS[dtype]
     first, last = start * width // 8, -(-stop * width // 8)
     numbers = unpack_numbers(stored[None, first:last], width, (last - first) * 8 // width)[0]
@@ -206,8 +206,8 @@ def _numbers(constant: Any, start: int, stop: int) -> Floats:
     numbers = numbers[skipped : skipped + stop - start]
     if dtype not in _SIGNED:
         return numbers.astype(np.float32)
-    shift = np.uint8(8 - width)
-    return ((numbers << shift).view(np.int8) >> shift.view(np.int8)).astype(np.float32)
+    signed = (numbers << np.uint8(8 - width)).view(np.int8) >> np.int8(8 - width)
+    return signed.astype(np.float32)
 
 
 def read_weights(path: Path) -> dict[str, LazyTensor]:
