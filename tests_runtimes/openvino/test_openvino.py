@@ -38,15 +38,15 @@ def test_logits_are_those_of_our_weights(artifact, compare):
 
 
 def test_inputs_of_8_bits_are_those_that_evaluation_computes(artifact):
-    """Until some input lies between two numbers: rounded to the other, it changes what comes after it."""
+    """Until some input lies between two numbers: rounded to the other, it changes all tokens from there on."""
     folder, expected = artifact
     settings = {**openvino_driver.EXACT, "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32"}
 
-    found = openvino_driver.logits(str(folder), expected["tokens"].tolist()[:4], settings)
+    found = openvino_driver.logits(str(folder), expected["tokens"].tolist(), settings)
 
-    apart = np.abs(found - expected["runtime"][:4]).max(-1)
-    rounding = np.abs(expected["quantized"][:4] - expected["runtime"][:4]).max(-1)
-    assert np.median(apart) < 0.01 * np.median(rounding)
+    apart = np.abs(found - expected["runtime"]).max(-1)
+    rounding = np.abs(expected["quantized"] - expected["runtime"]).max(-1)
+    assert apart[0] < 0.001 * rounding[0]
 
 
 def test_it_generates(artifact):

@@ -54,6 +54,33 @@ def require_export(model_type: str) -> None:
             found=f"model_type {model_type}", allowed=", ".join(sorted(kinds)),
             action="Choose another container, such as --to gguf or --to onnx",
         )  # fmt: skip
+    _require_transformers(
+        model_type, TasksManager.get_exporter_config_constructor(
+            "openvino", model_type=model_type, task=TASK, library_name="transformers"
+        ),
+    )  # fmt: skip
+
+
+def _require_transformers(model_type: str, constructor: Any) -> None:
+    """Refuse a version of transformers whose models of this kind optimum-intel can't trace.
+
+    `constructor` is that of optimum-intel's description of how to export such models, maybe with arguments bound.
+    """
+    from importlib.metadata import version
+
+    from packaging.version import Version
+
+    described = getattr(constructor, "func", constructor)
+    oldest, newest = (getattr(described, f"{end}_TRANSFORMERS_VERSION", None) for end in ("MIN", "MAX"))
+    found = Version(Version(version("transformers")).base_version)
+    if (oldest and found < Version(str(oldest))) or (newest and found > Version(str(newest))):
+        limits = [f"from {oldest}"] if oldest else []
+        limits += [f"up to {newest}"] if newest else []
+        raise ArchitectureError(
+            f"optimum-intel exports models of the type {model_type} with other versions of transformers",
+            found=f"transformers {found}", allowed=" ".join(limits),
+            action="Install such a version in an environment of its own, or choose another container",
+        )  # fmt: skip
 
 
 def write_graph(quantized: Checkpoint, folder: Path, put_weights: PutWeights) -> None:
