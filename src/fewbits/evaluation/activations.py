@@ -19,6 +19,7 @@ Where a directory says that activations have 8 bits, each token's are rounded wi
     FP8    d = max|x| / 448;  value d * E4M3(x / d)        vLLM's dynamic_per_token_scaled_fp8_quant
 
 ONNX Runtime rounds as llama.cpp does, in the blocks of the weights and with float32 scales.
+OpenVINO's plugin for CPUs rounds to INT8 in blocks of 32, by the first of these rules (its dynamic quantization).
 bitsandbytes rounds to INT8 per token, all columns but those in which some token has a magnitude of 6 or more.
 """
 
@@ -34,6 +35,7 @@ from torch.overrides import TorchFunctionMode
 
 from fewbits.export.gguf.activation_blocks import ACTIVATION_BLOCK
 from fewbits.export.onnx.activation_blocks import ACTIVATION_BLOCK as ONNX_BLOCK
+from fewbits.formats.openvino import FORMATS as OPENVINO
 from fewbits.language_model.transformers_model import storage_address
 
 
@@ -126,6 +128,7 @@ TOKEN_ROUNDING: Mapping[str, Rounding] = {
     "MODELOPT_FP8": TokenRounding(448.0, torch.float8_e4m3fn),
     "BNB_INT8": OutlierRounding(6.0),
     **{name: ActivationRounding(block, torch.float32) for name, block in ONNX_BLOCK.items()},
+    **dict.fromkeys(OPENVINO, ActivationRounding(32, torch.float32)),
 }
 
 

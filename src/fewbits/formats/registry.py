@@ -30,6 +30,7 @@ _MODULES = (
     "nf4",
     "bitsandbytes_int8",
     "modelopt",
+    "openvino",
 )
 
 F = TypeVar("F", bound=Format[Any])
