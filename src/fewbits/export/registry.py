@@ -17,6 +17,7 @@ _EXPORTERS = {
     "mlx": ("fewbits.export.mlx", "MlxExporter"),
     "bitsandbytes": ("fewbits.export.bitsandbytes", "BitsandbytesExporter"),
     "modelopt": ("fewbits.export.modelopt", "ModelOptExporter"),
+    "executorch-weights": ("fewbits.export.executorch.weights", "ExecutorchWeights"),
 }
 
 
