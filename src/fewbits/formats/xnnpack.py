@@ -74,7 +74,8 @@ def pack_nibbles(codes: Codes) -> Codes:
     rows, columns = codes.shape
     padded = np.zeros((rows, -(-columns // 2) * 2), np.uint8)
     padded[:, :columns] = codes
-    return padded[:, 0::2] | padded[:, 1::2] << np.uint8(4)
+    packed: Codes = padded[:, 0::2] | padded[:, 1::2] << np.uint8(4)
+    return packed
 
 
 def unpack_nibbles(packed: Codes, columns: int) -> Codes:

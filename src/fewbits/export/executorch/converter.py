@@ -41,6 +41,8 @@ _MODEL_TYPES = (
     "olmo2",
     "granite",
 )
+# Kinds of rotary embeddings whose frequencies depend on how long the text is.
+_BY_LENGTH = ("dynamic", "longrope", "su")
 _CONTEXT = 2048
 _VERSION = "1.5."
 
@@ -72,6 +74,11 @@ class ExecutorchConverter(Converter):
             raise ArchitectureError(
                 "XNNPACK has no kernel for mixtures of experts", found=f"model_type {kind}",
                 action="Choose --to gguf, which llama.cpp runs on phones too",
+            )  # fmt: skip
+        if (rope := _rope_type(config)) in _BY_LENGTH:
+            raise ArchitectureError(
+                "rotary embeddings that change with the length of the text can't be a fixed graph", found=f"rope_type {rope}",
+                allowed="other rope_types", action="Choose --to gguf, which llama.cpp runs on phones too",
             )  # fmt: skip
         if kind not in _MODEL_TYPES:
             raise ArchitectureError(
@@ -168,6 +175,12 @@ def _text_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
     config = checkpoint.config
     text = config.get("text_config")
     return text if isinstance(text, Mapping) else config
+
+
+def _rope_type(config: Mapping[str, Any]) -> str | None:
+    """As older and newer files say it."""
+    described = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return str(found) if (found := described.get("rope_type", described.get("type"))) else None
 
 
 def _generation(checkpoint: Checkpoint) -> Mapping[str, Any]:

@@ -64,9 +64,10 @@ class QuantizedLinear(nn.Module):
             )  # fmt: skip
             return dequantized
         # By row; the operator above would be taken for one group, whose scale the delegate rounds to bfloat16.
-        return torch.ops.quantized_decomposed.dequantize_per_channel.default(
+        by_row: Tensor = torch.ops.quantized_decomposed.dequantize_per_channel.default(
             self.codes, self.scale, self.zero, 0, self.low, self.high, torch.int8
         )
+        return by_row
 
 
 class QuantizedEmbedding(nn.Module):

@@ -76,8 +76,8 @@ def _collect(parsed: PTEFile) -> StoredWeights:
             operator = plan.operators[call.op_index]
             found.kernels.append(operator.name)
             if operator.name in _EMBEDDINGS:
-                values = [plan.values[index].val for index in call.args[:2]]
-                found.embeddings.append(_embedding(_EMBEDDINGS[operator.name], *values, parsed))
+                rows, scale = (plan.values[index].val for index in call.args[:2])
+                found.embeddings.append(_embedding(_EMBEDDINGS[operator.name], rows, scale, parsed))
     return replace(found, floating=floating)
 
 
