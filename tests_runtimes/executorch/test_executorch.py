@@ -75,3 +75,20 @@ def test_what_runners_ask_for(program):
     position = loaded.load_method("forward").metadata.input_tensor_meta(1)
     assert position.sizes() == (1,)
     assert (output / "tokenizer.json").exists()
+
+
+def test_executorchs_own_runner_takes_it(program):
+    from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
+    from tokenizers import Tokenizer
+
+    _, output, _ = program
+    prompt = "The quick brown fox"
+    runner = TextLLMRunner(str(output / "model.pte"), str(output / "tokenizer.json"))
+
+    stats = []
+    settings = GenerationConfig(temperature=0.0, max_new_tokens=6, echo=False)
+    # Without a callback for text: what a random model says needn't be UTF-8.
+    runner.generate(prompt, settings, None, stats.append)
+    asked = Tokenizer.from_file(str(output / "tokenizer.json")).encode(prompt).ids
+    assert stats[0].num_prompt_tokens == len(asked)
+    assert 0 < stats[0].num_generated_tokens <= 6
