@@ -16,6 +16,7 @@ _READERS = {
     "bitsandbytes": "fewbits.checkpoint.bitsandbytes",
     "modelopt": "fewbits.checkpoint.modelopt",
     "openvino": "fewbits.checkpoint.openvino",
+    "xnnpack": "fewbits.checkpoint.xnnpack",
 }
 # That of descriptions without a quant_method.
 _NAMELESS = "fewbits.checkpoint.mlx"

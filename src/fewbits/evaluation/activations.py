@@ -21,6 +21,9 @@ Where a directory says that activations have 8 bits, each token's are rounded wi
 ONNX Runtime rounds as llama.cpp does, in the blocks of the weights and with float32 scales.
 OpenVINO's plugin for CPUs rounds to INT8 in blocks of 32, by the first of these rules (its dynamic quantization).
 bitsandbytes rounds to INT8 per token, all columns but those in which some token has a magnitude of 6 or more.
+XNNPACK's dynamic kernels (qd8) take a zero point z as well: the range from min(x, 0) to max(x, 0) has 256 steps.
+
+bitsandbytes rounds to INT8 likewise, all columns but those in which some token has a magnitude of 6 or more.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from torch.overrides import TorchFunctionMode
 from fewbits.export.gguf.activation_blocks import ACTIVATION_BLOCK
 from fewbits.export.onnx.activation_blocks import ACTIVATION_BLOCK as ONNX_BLOCK
 from fewbits.formats.openvino import FORMATS as OPENVINO
+from fewbits.formats.xnnpack import NAMES as XNNPACK_NAMES
 from fewbits.language_model.transformers_model import storage_address
 
 
@@ -106,6 +110,25 @@ class OutlierRounding:
         return torch.where(columns, x, codes * (largest / 127.0))
 
 
+@dataclass(frozen=True)
+class AsymmetricTokenRounding:
+    """Rounding to 8 bits with a scale and a zero point for each token.
+
+    Source: XNNPACK's src/xnnpack/quantization.h, xnn_f32_qd8_asymmetric_quantization_params.
+    """
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The values the dot product sees: float32 [..., K] -> float32 [..., K]."""
+        low = x.amin(dim=-1, keepdim=True).clamp(max=0.0)
+        high = x.amax(dim=-1, keepdim=True).clamp(min=0.0)
+        steps = torch.where(low == high, 1.0, 255.0 / (high - low))
+        below, above = low * steps, high * steps
+        # The end of the range whose rounding is the worse one decides.
+        zero = torch.where(-128 + below + 127 + above > 0, -128 - below, 127 - above).clamp(-128, 127).round()
+        codes = (x * steps).clamp(-128 - zero, 127 - zero).round()
+        return codes * (1.0 / steps)
+
+
 Rounding: TypeAlias = Callable[[Tensor], Tensor]
 
 Q8_0 = ActivationRounding(32, torch.float16)
@@ -129,6 +152,7 @@ TOKEN_ROUNDING: Mapping[str, Rounding] = {
     "BNB_INT8": OutlierRounding(6.0),
     **{name: ActivationRounding(block, torch.float32) for name, block in ONNX_BLOCK.items()},
     **dict.fromkeys(OPENVINO, ActivationRounding(32, torch.float32)),
+    **{name: AsymmetricTokenRounding() for name in XNNPACK_NAMES},
 }
 
 

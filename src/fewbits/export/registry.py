@@ -20,6 +20,7 @@ _EXPORTERS = {
     "bitsandbytes": ("fewbits.export.bitsandbytes", "BitsandbytesExporter"),
     "modelopt": ("fewbits.export.modelopt", "ModelOptExporter"),
     "onnx": ("fewbits.export.onnx.exporter", "OnnxExporter"),
+    "executorch-weights": ("fewbits.export.executorch.weights", "ExecutorchWeights"),
 }
 
 

@@ -31,6 +31,7 @@ _MODULES = (
     "bitsandbytes_int8",
     "modelopt",
     "openvino",
+    "xnnpack",
 )
 
 F = TypeVar("F", bound=Format[Any])

@@ -1,0 +1,1 @@
+"""Programs for ExecuTorch's XNNPACK backend, on phones and other CPUs."""
