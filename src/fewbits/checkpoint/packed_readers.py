@@ -15,6 +15,7 @@ _READERS = {
     "awq": "fewbits.checkpoint.awq",
     "bitsandbytes": "fewbits.checkpoint.bitsandbytes",
     "modelopt": "fewbits.checkpoint.modelopt",
+    "fewbits": "fewbits.checkpoint.graph_directory",
 }
 # That of descriptions without a quant_method.
 _NAMELESS = "fewbits.checkpoint.mlx"

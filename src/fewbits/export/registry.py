@@ -17,6 +17,8 @@ _EXPORTERS = {
     "mlx": ("fewbits.export.mlx", "MlxExporter"),
     "bitsandbytes": ("fewbits.export.bitsandbytes", "BitsandbytesExporter"),
     "modelopt": ("fewbits.export.modelopt", "ModelOptExporter"),
+    "coreml-weights": ("fewbits.export.coreml.converter", "CoremlDirectory"),
+    "litert-weights": ("fewbits.export.litert.converter", "LitertDirectory"),
 }
 
 
