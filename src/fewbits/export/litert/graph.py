@@ -68,16 +68,16 @@ def _schema_without_tensorflow() -> Iterator[None]:
     """Let litert-torch be imported where TensorFlow isn't installed.
 
     litert-torch 0.10.0 doesn't require TensorFlow, and yet one of its models for images, which is imported with all
-    others, takes TensorFlow Lite's schema from there. ai-edge-quantizer brings the same schema.
+    others, takes TensorFlow Lite's schema from there. ai-edge-litert brings the same schema.
     """
     if importlib.util.find_spec("tensorflow") is not None:
         yield
         return
-    from ai_edge_quantizer import qtyping
+    from ai_edge_litert.tools import flatbuffer_utils
 
     names = ["tensorflow", "tensorflow.lite", "tensorflow.lite.python"]
     packages = {name: ModuleType(name) for name in names}
-    packages[names[-1]].schema_py_generated = qtyping  # type: ignore[attr-defined]
+    packages[names[-1]].schema_py_generated = flatbuffer_utils.schema_fb  # type: ignore[attr-defined]
     sys.modules |= packages
     try:
         yield
