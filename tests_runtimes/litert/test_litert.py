@@ -14,13 +14,13 @@ import torch
 SOURCES = Path(__file__).parents[2] / "src"
 sys.path.insert(0, str(SOURCES))
 
-from ai_edge_quantizer.utils import tfl_flatbuffer_utils
+from ai_edge_quantizer.utils import tfl_flatbuffer_utils  # noqa: E402
 
-from fewbits.checkpoint.packed import PackedTensor
-from fewbits.checkpoint.source import open_checkpoint
-from fewbits.export.litert.converter import MODEL, LitertConverter
-from fewbits.language_model.transformers_model import model_of
-from fewbits.progress import Silent
+from fewbits.checkpoint.packed import PackedTensor  # noqa: E402
+from fewbits.checkpoint.source import open_checkpoint  # noqa: E402
+from fewbits.export.litert.converter import MODEL, LitertConverter  # noqa: E402
+from fewbits.language_model.transformers_model import model_of  # noqa: E402
+from fewbits.progress import Silent  # noqa: E402
 
 spec = importlib.util.spec_from_file_location("driver", SOURCES / "fewbits/runtimes/litert_driver.py")
 driver = importlib.util.module_from_spec(spec)
@@ -42,7 +42,7 @@ def converted(artifact):
     return quantized, output, expected
 
 
-def rounded_inputs(module, inputs):
+def rounded_inputs(_module, inputs):
     """Inputs [..., K] as XNNPACK's kernels for 8-bit dynamic activations (qd8) see them: 256 steps for each token."""
     (x,) = inputs
     low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
