@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ai_edge_quantizer import algorithm_manager, default_policy, qtyping, quantizer
+from ai_edge_quantizer import algorithm_manager, qtyping, quantizer
 from ai_edge_quantizer.algorithms.uniform_quantize import common_quantize, dequantized_weight_recovery
 from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
@@ -26,7 +27,8 @@ from fewbits.checkpoint.packed import PackedTensor
 from fewbits.checkpoint.recently import Recently
 from fewbits.errors import ExportError, VerificationError
 
-_ALGORITHM = "fewbits"
+# Its recipes know no algorithms but its own: this is the one whose place the look-up takes.
+_ALGORITHM = algorithm_manager.AlgorithmName.DEQUANTIZED_WEIGHT_RECOVERY
 _ELEMENTS = 1 << 22
 _OPERATORS = {
     qtyping.TFLOperationName.FULLY_CONNECTED: common_quantize.materialize_fc_conv,
@@ -51,11 +53,11 @@ def put_codes(graph: Path, output: Path, weights: Mapping[str, PackedTensor]) ->
             "weights aren't among the constants of litert-torch's graph", found=", ".join(missing[:3]),
             action="litert-torch 0.10.0 is known to work; compare your version",
         )  # fmt: skip
-    _register({key: weights[names[0]] for key, names in owners.items()})
     work = quantizer.Quantizer(str(graph))
     for operator in _OPERATORS:
         work.add_dynamic_config(".*", operator, 8, algorithm_key=_ALGORITHM)
-    work.quantize().export_model(str(output), overwrite=True)
+    with _looked_up({key: weights[names[0]] for key, names in owners.items()}):
+        work.quantize().export_model(str(output), overwrite=True)
     return placed
 
 
@@ -75,21 +77,24 @@ def _constants(graph: Path, owners: Mapping[str, list[str]], sizes: set[int]) ->
     return placed
 
 
-def _register(weights: Mapping[str, PackedTensor]) -> None:
-    """Make the look-up an algorithm of ai-edge-quantizer's."""
-    algorithm_manager.register_op_quant_config_validation_func(
-        _ALGORITHM, common_quantize.check_op_quantization_config
-    )
-    algorithm_manager.register_config_check_policy_func(
-        _ALGORITHM, default_policy.DEFAULT_CONFIG_CHECK_POLICY
-    )
+@contextmanager
+def _looked_up(weights: Mapping[str, PackedTensor]) -> Iterator[None]:
+    """While this lasts, the algorithm that recovers codes from dequantized weights looks them up."""
+    _register(functools.partial(_parameters, weights))
+    try:
+        yield
+    finally:
+        _register(dequantized_weight_recovery.get_tensor_quant_params)
+
+
+def _register(parameters: Callable[..., Any]) -> None:
     for operator, materialize in _OPERATORS.items():
         algorithm_manager.register_quantized_op(
             algorithm_key=_ALGORITHM,
             tfl_op_name=operator,
             init_qsv_func=dequantized_weight_recovery.init_qsvs,
             calibration_func=dequantized_weight_recovery.calibrate,
-            materialize_func=functools.partial(materialize, functools.partial(_parameters, weights)),
+            materialize_func=functools.partial(materialize, parameters),
         )
 
 
