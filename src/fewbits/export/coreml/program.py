@@ -30,7 +30,7 @@ _CHECKED, _FIRST = 12, 7
 _TOLERANCE = 0.02
 
 
-class _BufferCache(Cache):
+class _BufferCache(Cache):  # type: ignore[misc]
     """transformers' cache interface on two buffers."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:

@@ -160,7 +160,8 @@ class TfliteTensor(LazyTensor):
         rows, columns = self.shape
         scales = self._scales.astype(np.float32).reshape(rows, -1)
         grouped = values[: rows * columns].reshape(rows, scales.shape[1], -1) * scales[:, :, None]
-        return grouped.reshape(self.shape).astype(np.float32)
+        whole: Floats = grouped.reshape(self.shape).astype(np.float32)
+        return whole
 
 
 def read_weights(model: Path, placed: Mapping[str, str]) -> dict[str, LazyTensor]:
@@ -171,7 +172,7 @@ def read_weights(model: Path, placed: Mapping[str, str]) -> dict[str, LazyTensor
     """
     try:
         held = tfl_flatbuffer_utils.read_model(str(model))
-        found = {}
+        found: dict[str, tuple[Any, Any]] = {}
         for subgraph in held.subgraphs:
             for tensor in subgraph.tensors:
                 found.setdefault(tensor.name.decode(), (tensor, subgraph))
