@@ -68,11 +68,13 @@ def convert(traced: Any, program: StatefulProgram, weights: Mapping[str, PackedT
             pass_pipeline=pipeline,
             skip_model_load=True,
         )
-    except (ValueError, RuntimeError, NotImplementedError, TypeError, KeyError) as error:
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ExportError(
-            "coremltools can't convert the model", found=str(error).strip().splitlines()[-1:] or type(error),
+            "coremltools can't convert the model",
+            found=lines[-1],
             action="Choose another container, such as gguf",
-        ) from error  # fmt: skip
+        ) from error
     if missing := sorted(set(weights) - set(placed)):
         raise ExportError(
             "weights aren't among the constants of coremltools' program", found=", ".join(missing[:3]),

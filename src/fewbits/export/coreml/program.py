@@ -59,20 +59,20 @@ class _RotaryTable(nn.Module):
     """Cosines and sines of all positions, computed once by the model's own module.
 
     Raises:
-        ArchitectureError: they depend on how long the text is.
+        ArchitectureError: they depend on how long the text is, or on the layer.
     """
 
     def __init__(self, rotary: nn.Module, context: int) -> None:
         super().__init__()
         like = torch.zeros(1, 1, 1)
         positions = torch.arange(context)[None]
-        cosines, sines = rotary(like, positions)
-        short = rotary(like, positions[:, :2])
+        try:
+            cosines, sines = rotary(like, positions)
+            short = rotary(like, positions[:, :2])
+        except TypeError as error:  # one for each kind of layer
+            raise _other_positions(rotary) from error
         if not torch.equal(short[0], cosines[:, :2]):
-            raise ArchitectureError(
-                "positions are encoded by the text's length, which a fixed program can't know",
-                found=type(rotary).__name__, action="Choose another container, such as gguf",
-            )  # fmt: skip
+            raise _other_positions(rotary)
         self.register_buffer("cosines", cosines[0], persistent=False)
         self.register_buffer("sines", sines[0], persistent=False)
 
@@ -82,20 +82,34 @@ class _RotaryTable(nn.Module):
         return self.cosines[position_ids], self.sines[position_ids]  # type: ignore[index]
 
 
+def _other_positions(module: object) -> ArchitectureError:
+    return ArchitectureError(
+        "the program for Core ML has one table of positions, for any text and all layers",
+        found=f"positions by {type(module).__name__}", action="Choose another container, such as gguf",
+    )  # fmt: skip
+
+
 class StatefulProgram(nn.Module):
-    """A causal language model of transformers and its cache."""
+    """A causal language model of transformers and its cache.
+
+    Raises:
+        ArchitectureError: its positions aren't encoded by one rotary embedding.
+    """
 
     def __init__(self, model: Any, context: int) -> None:
         super().__init__()
         config = model.config.get_text_config()
-        heads = config.num_key_value_heads
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.context = context
         self.shape = (config.num_hidden_layers, heads, context, width)
         for name in STATES:
             self.register_buffer(name, torch.zeros(self.shape, dtype=torch.float16))
         self.model = model
-        self.model.model.rotary_emb = _RotaryTable(model.model.rotary_emb, context)
+        backbone = getattr(model, "model", model)
+        if not hasattr(backbone, "rotary_emb"):
+            raise _other_positions(backbone)
+        backbone.rotary_emb = _RotaryTable(backbone.rotary_emb, context)
         self._cache = _BufferCache(self.keyCache, self.valueCache)  # type: ignore[arg-type]
 
     def forward(self, input_ids: Tensor, causal_mask: Tensor) -> Tensor:
