@@ -17,6 +17,7 @@ _READERS = {
     "modelopt": "fewbits.checkpoint.modelopt",
     "openvino": "fewbits.checkpoint.openvino",
     "xnnpack": "fewbits.checkpoint.xnnpack",
+    "fewbits": "fewbits.checkpoint.graph_directory",
 }
 # That of descriptions without a quant_method.
 _NAMELESS = "fewbits.checkpoint.mlx"

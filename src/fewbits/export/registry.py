@@ -21,6 +21,8 @@ _EXPORTERS = {
     "modelopt": ("fewbits.export.modelopt", "ModelOptExporter"),
     "onnx": ("fewbits.export.onnx.exporter", "OnnxExporter"),
     "executorch-weights": ("fewbits.export.executorch.weights", "ExecutorchWeights"),
+    "coreml-weights": ("fewbits.export.coreml.converter", "CoremlDirectory"),
+    "litert-weights": ("fewbits.export.litert.converter", "LitertDirectory"),
 }
 
 

@@ -32,6 +32,7 @@ _MODULES = (
     "modelopt",
     "openvino",
     "xnnpack",
+    "graph_integer",
 )
 
 F = TypeVar("F", bound=Format[Any])

@@ -1,0 +1,1 @@
+"""Writing Core ML packages (.mlpackage) by coremltools, with our codes and scales."""

@@ -1,0 +1,102 @@
+"""LiteRT models in ai-edge-litert's interpreter, with XNNPACK on this machine's CPU.
+
+The conversion runs here, since only this environment has the library: it needs fewbits on the path, from this checkout.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+SOURCES = Path(__file__).parents[2] / "src"
+sys.path.insert(0, str(SOURCES))
+
+from ai_edge_quantizer.utils import tfl_flatbuffer_utils  # noqa: E402
+
+from fewbits.checkpoint.packed import PackedTensor  # noqa: E402
+from fewbits.checkpoint.source import open_checkpoint  # noqa: E402
+from fewbits.export.litert.converter import MODEL, LitertConverter  # noqa: E402
+from fewbits.language_model.transformers_model import model_of  # noqa: E402
+from fewbits.progress import Silent  # noqa: E402
+
+spec = importlib.util.spec_from_file_location("driver", SOURCES / "fewbits/runtimes/litert_driver.py")
+driver = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(driver)
+
+
+@pytest.fixture
+def converted(artifact):
+    """The quantized directory, the folder made from it, and the expected numbers."""
+    directory, expected = artifact
+    output = directory.with_name("litert")
+    quantized = open_checkpoint(directory)
+    if not output.exists():
+        unfinished = directory.with_name("unfinished")
+        unfinished.mkdir(exist_ok=True)
+        LitertConverter().check(quantized)
+        LitertConverter().convert(quantized, unfinished, Silent())
+        unfinished.rename(output)
+    return quantized, output, expected
+
+
+def rounded_inputs(_module, inputs):
+    """Inputs [..., K] as XNNPACK's kernels for 8-bit dynamic activations (qd8) see them: 256 steps for each token."""
+    (x,) = inputs
+    low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
+    step = ((high - low) / 255).clamp(min=1e-30)
+    zero = (-128 - low / step).round().clamp(-128, 127)
+    return (((x / step).round() + zero).clamp(-128, 127) - zero) * step
+
+
+def simulated(quantized, tokens):
+    """Logits [T, V] of our weights with inputs of linear maps rounded so."""
+    model = model_of(quantized)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(rounded_inputs)
+    with torch.no_grad():
+        return model(torch.tensor(tokens)[None]).logits[0].numpy()
+
+
+def test_logits_are_those_of_our_weights_with_inputs_rounded(converted, compare):
+    quantized, output, expected = converted
+    packed = {n: t for n, t in quantized.tensors.items() if isinstance(t, PackedTensor)}
+
+    found = LitertConverter().weights(output)
+    assert set(found) == set(packed)
+    for name, tensor in packed.items():
+        assert np.array_equal(found[name].read(), tensor.read()), name
+
+    tokens = expected["tokens"].tolist()
+    logits = driver.logits(str(output), tokens)
+    rounded = simulated(quantized, tokens)
+    compare(logits, expected, share=1.0)  # printed, for what rounding inputs costs
+    compare(logits, {**expected, "quantized": rounded}, share=0.1)
+
+
+def test_a_prompt_in_pieces_is_the_same_as_token_by_token(converted):
+    _, output, expected = converted
+    prompt = (expected["tokens"].tolist() * 3)[:150]
+
+    answer = driver.generate(str(output), prompt, 3)
+
+    steps = driver.logits(str(output), prompt + answer)
+    assert answer == steps[149:152].argmax(-1).tolist()
+
+
+def test_no_matrix_is_in_floating_point(converted):
+    _, output, _ = converted
+    model = tfl_flatbuffer_utils.read_model(str(output / MODEL))
+
+    kinds = {c.builtinCode for c in model.operatorCodes}
+    largest = max(
+        (len(model.buffers[t.buffer].data) for s in model.subgraphs for t in s.tensors
+         if t.type == 0 and model.buffers[t.buffer].data is not None), default=0,
+    )  # fmt: skip
+
+    assert not kinds & {6, 114}  # DEQUANTIZE and QUANTIZE: kernels take the integers as they are
+    assert largest < 300_000  # float32: masks and the rotary embedding
+    assert sorted(driver._load(str(output))) == ["decode", "prefill_128"]
