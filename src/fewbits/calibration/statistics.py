@@ -129,6 +129,17 @@ def mean_square_peaks(x: Floats, size: int) -> Floats:
     return peaks
 
 
+def scaled_inputs(statistics: Statistics) -> Floats | None:
+    """Sampled inputs float32 [T, K], with √w_t, whose mean square is that of all tokens; None without samples."""
+    sample = statistics.sample
+    if sample is None or not len(sample):
+        return None
+    x = sample.astype(np.float32)
+    found = float(np.square(x).sum(dtype=np.float64)) / len(x)
+    whole = float(np.trace(statistics.second_moment, dtype=np.float64))
+    return x * np.float32(np.sqrt(whole / found)) if found > 0 and whole > 0 else None
+
+
 def _among(outputs: OutputMoments | None, rows: slice | npt.NDArray[np.intp]) -> OutputMoments | None:
     """Correlations among some rows, float16 [1, n, n]; None for more than `MOST_ROWS`."""
     if outputs is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fewbits.checkpoint.checkpoint import Checkpoint, LazyTensor
+from fewbits.formats.activation_grid import ActivationGrid, integer_grid
 
 # Name of the one part of tensors that the container holds as one run of bytes.
 WHOLE = "data"
@@ -161,6 +162,11 @@ class Exporter(ABC):
         """Activations that share a scale where the runtime rounds the inputs of such weights to 8 bits, or 0."""
         del format_name
         return 0
+
+    def activation_grid(self, format_name: str) -> ActivationGrid | None:
+        """How the runtime rounds the inputs of such weights; None if it doesn't."""
+        block = self.activation_block(format_name)
+        return integer_grid(8, block) if block else None
 
     def tied(self, tensors: Iterable[OutputTensor]) -> list[list[str]]:
         """Groups of tensors that must get the same format, because runtimes compute them as one."""

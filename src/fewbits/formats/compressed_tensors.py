@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from fewbits.formats.activation_grid import TOKEN, ActivationGrid, float_grid, integer_grid
 from fewbits.formats.integer import GROUPS
 
 METHOD = "compressed-tensors"
@@ -18,6 +19,8 @@ PACKED = "pack-quantized"
 # A tensor's rows and columns, int64 [2], which pack-quantized stores beside the format's own parts.
 SHAPE_PART = "weight_shape"
 
+# Of E4M3.
+_MANTISSA = 3
 # 8-bit activations, each token with a scale of its own, chosen when it is seen.
 _TOKEN: Mapping[str, Any] = {
     "num_bits": 8, "symmetric": True, "strategy": "token", "group_size": None, "dynamic": True
@@ -41,6 +44,15 @@ class Scheme:
     weights: Mapping[str, Any]
     inputs: Mapping[str, Any] | None = None
     shape_part: bool = False
+
+    @property
+    def activation_grid(self) -> ActivationGrid | None:
+        """How inputs are rounded; None if they aren't."""
+        if self.inputs is None:
+            return None
+        if self.inputs["type"] == "int":
+            return integer_grid(self.inputs["num_bits"], TOKEN)
+        return float_grid(_MANTISSA, TOKEN)
 
     @property
     def packs_zero_points(self) -> bool:

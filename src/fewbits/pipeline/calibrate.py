@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from fewbits.pipeline.folds import (
     placed_folds,
     save_folds,
     scales_of,
+    scales_of_its_own,
     tensor_folds,
 )
 from fewbits.pipeline.job import Settings
@@ -60,8 +62,11 @@ def calibrate(
     metadata: Mapping[str, Any],
     settings: Settings,
     progress: Progress,
+    format_name: str = "",
 ) -> Calibration:
     """Gather the statistics that an effort needs, or take them from the cache.
+
+    `format_name` is the format that most maps will have, "" where it isn't known yet: channels are rescaled for it.
 
     Raises:
         FewbitsError: the text or the model can't be calibrated with, or a package is missing.
@@ -73,9 +78,12 @@ def calibrate(
     material = Material(str(checkpoint.path), exporter.name, str(store.folder))
     folds: Folds = {}
     if settings.fold:
-        file = store.folder / f"folds-{exporter.name}-{__version__}.npz"
+        format_name = format_name if scales_of_its_own(format_name, exporter) else ""
+        kind = f"{exporter.name}-{format_name}" if format_name else exporter.name
+        file = store.folder / f"folds-{kind}-{__version__}.npz"
         if not file.is_file():
-            save_folds(file, _choose_folds(material, exporter, tensors, metadata, settings, progress))
+            choose = partial(_scales, material, format_name=format_name)
+            save_folds(file, _choose_folds(material, exporter, tensors, metadata, settings, choose, progress))
         folds = load_folds(file)
         material = replace(material, folds=str(file))
     return Calibration(
@@ -96,6 +104,7 @@ def _choose_folds(
     tensors: list[OutputTensor],
     metadata: Mapping[str, Any],
     settings: Settings,
+    choose: Callable[[PlacedFold], Floats],
     progress: Progress,
 ) -> Folds:
     """The scales of all channels that may be rescaled, chosen in worker processes."""
@@ -103,17 +112,16 @@ def _choose_folds(
     progress.stage("scaling channels", len(placed), "folds")
     found = []
     with worker_pool(settings.cores) as pool:
-        for fold, future in [(fold, pool.submit(_scales, material, fold)) for fold in placed]:
+        for fold, future in [(fold, pool.submit(choose, fold)) for fold in placed]:
             found.append((fold, future.result()))
             progress.advance(1)
     return tensor_folds(found, {t.name: t for t in tensors})
 
 
-def _scales(material: Material, placed: PlacedFold) -> Floats:
+def _scales(material: Material, placed: PlacedFold, format_name: str) -> Floats:
     """Runs in a worker."""
-    return scales_of(
-        placed, open_tensors(material), open_store(material.store), get_exporter(material.target)
-    )
+    exporter = get_exporter(material.target)
+    return scales_of(placed, open_tensors(material), open_store(material.store), exporter, format_name)
 
 
 def prices(
@@ -201,7 +209,7 @@ def _price(
 ) -> dict[str, float]:
     """The prices of one tensor: those of its segments, added. Runs in a worker."""
     tensor = open_tensors(material)[name]
-    activation_block = get_exporter(material.target).activation_block
+    grid_of = get_exporter(material.target).activation_grid
     total: dict[str, float] = {}
     for segment in segments:
         start, stop = segment.start, segment.start + len(segment.rows)
@@ -209,9 +217,10 @@ def _price(
         source = RowRange(tensor.source, start, stop)
         prices = _price_weights(source, statistics, formats, near, pinned)
         gain = joint_gain(statistics)
-        rounding = price_activations(source, statistics, {activation_block(name) for name in prices})
+        grids = {name: grid for name in prices if (grid := grid_of(name))}
+        rounding = price_activations(source, statistics, grids.values())
         for fmt, price in prices.items():
-            total[fmt] = total.get(fmt, 0.0) + gain * price + rounding[activation_block(fmt)]
+            total[fmt] = total.get(fmt, 0.0) + gain * price + (rounding[grids[fmt]] if fmt in grids else 0.0)
     return total
 
 

@@ -18,6 +18,7 @@ from fewbits.export.exporter import OutputTensor
 from fewbits.export.hugging_face.directory import HuggingFaceDirectory
 from fewbits.export.hugging_face.safetensors_files import Array
 from fewbits.formats import get_format
+from fewbits.formats.activation_grid import ActivationGrid
 from fewbits.formats.compressed_tensors import EVERYWHERE, SCHEMES, SHAPE_PART, rare
 
 
@@ -47,6 +48,11 @@ class CompressedTensorsExporter(HuggingFaceDirectory):
                 "transformers can't load experts with zero points; formats that end in _SYM have none"
             )
         return (*notes, *super().notes(checkpoint, formats))
+
+    def activation_grid(self, format_name: str) -> ActivationGrid | None:
+        """See `Exporter.activation_grid`."""
+        scheme = SCHEMES.get(format_name)
+        return None if scheme is None else scheme.activation_grid
 
     def description(self, tensors: Sequence[OutputTensor], formats: Mapping[str, str]) -> dict[str, Any]:
         """See `HuggingFaceDirectory.description`."""
