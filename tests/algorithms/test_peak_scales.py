@@ -93,7 +93,7 @@ def test_shared_channels_share_a_scale_and_silent_ones_or_nothing_to_gain_are_ha
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("INT8_CHANNEL_SYM", INT8), ("FP8_E4M3_CHANNEL", 0.0), ("INT6_G64", 1 / (12 * 31.5**2))],
+    [("INT8_CHANNEL_SYM", INT8), ("FP8_E4M3_CHANNEL", 0.0), ("INT6_G64_SYM", 1 / (12 * 31.5**2))],
 )
 def test_the_largest_number_decides_the_error_of_integers_only(name, expected):
     assert share_of_peak(name) == pytest.approx(expected, rel=0.35)

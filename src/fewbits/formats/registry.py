@@ -28,6 +28,7 @@ _MODULES = (
     "nf4",
     "bitsandbytes_int8",
     "modelopt",
+    "with_activations",
 )
 
 F = TypeVar("F", bound=Format[Any])

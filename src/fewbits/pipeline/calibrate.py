@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,30 @@ def calibrate(
         folds,
         read.warnings,
     )
+
+
+def with_input_scales(
+    tensors: Sequence[OutputTensor], calibration: Calibration, exporter: Exporter
+) -> list[OutputTensor]:
+    """The tensors with what finds scales of their inputs: the same for all that have the same inputs."""
+    first: dict[str, str] = {}
+
+    @cache
+    def scale(tensor: str, format_name: str) -> float:
+        segment = calibration.segments[tensor][0]
+        stop = segment.start + len(segment.rows)
+        statistics = statistics_of(calibration.material, tensor, segment, segment.start, stop)
+        if statistics.largest is None:
+            return exporter.input_scale(format_name, statistics)
+        # Maps that read the same have exactly the same largest inputs.
+        key = f"{format_name} {hashlib.sha256(statistics.largest.tobytes()).hexdigest()}"
+        other = first.setdefault(key, tensor)
+        return exporter.input_scale(format_name, statistics) if other == tensor else scale(other, format_name)
+
+    return [
+        replace(t, input_scale=partial(scale, t.name)) if t.name in calibration.segments else t
+        for t in tensors
+    ]
 
 
 def _choose_folds(

@@ -212,12 +212,12 @@ def prepare(source: str | Path, goal: Goal, settings: Settings, progress: Progre
     calibration, importance = None, None
     if _asks_for_calibration(goal, settings, like):
         require_models_extra(f"--effort {settings.effort}")
-        from fewbits.pipeline.calibrate import calibrate
+        from fewbits.pipeline.calibrate import calibrate, with_input_scales
 
         named = _commonest(goal, like)
         calibration = calibrate(checkpoint, exporter, tensors, metadata, settings, progress, named)
         provenance = replace(_calibrated(provenance, calibration), tuning=PENDING if settings.tune else "")
-        tensors = folded(tensors, calibration.folds)
+        tensors = with_input_scales(folded(tensors, calibration.folds), calibration, exporter)
     elif settings.imatrix is not None or provenance.imatrix:
         from fewbits.pipeline.importance import read_importance
 
