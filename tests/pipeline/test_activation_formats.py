@@ -89,3 +89,13 @@ def test_the_package_parses_what_the_config_says_of_inputs(name):
     inputs = dict(SCHEMES[name].inputs)
     parsed = json.loads(QuantizationArgs(**inputs).model_dump_json())
     assert {key: parsed[key] for key in inputs} == inputs
+
+
+def test_the_report_says_what_share_of_float32s_bytes_the_weights_take(tiny_llama, tmp_path):
+    result = fewbits.quantize(
+        tiny_llama, tmp_path / "out", to="compressed-tensors", format="INT8_CHANNEL_SYM"
+    )
+
+    assert 0.25 < result.float32_share < 0.26
+    assert "quantized weights take 25." in result.describe()
+    assert "% of FP32's bytes" in result.describe()

@@ -83,4 +83,6 @@ def _token_weights(statistics: Statistics) -> Floats:
     restore = statistics.restore
     assert restore is not None
     weights = np.divide(1, np.square(restore), out=np.zeros_like(restore), where=restore > 0)
-    return weights / mean if (mean := float(weights.mean())) > 0 else np.ones_like(weights)
+    mean = weights.mean(dtype=np.float32)
+    normal: Floats = weights / mean if mean > 0 else np.ones_like(weights)
+    return normal

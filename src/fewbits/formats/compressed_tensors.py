@@ -141,8 +141,12 @@ SCHEMES: Mapping[str, Scheme] = {s.format: s for s in (*_OTHER_SCHEMES, *_PACKED
 
 # Weight-only formats that vLLM, SGLang (both by Marlin's kernels) and transformers compute in any mixture.
 EVERYWHERE = tuple(f"INT{width}_G{group}_SYM" for width in (8, 4) for group in (32, 64, 128))
-# What vLLM computes besides: Marlin has zero points at 4 bits.
-_VLLM = (*(f"INT4_G{group}" for group in (32, 64, 128)), *(scheme.format for scheme in _OTHER_SCHEMES))
+# What vLLM computes besides: Marlin has zero points at 4 bits. Integers of 4 and 8 bits it multiplies on Arm CPUs only,
+# and MXFP4 with MXFP4 not everywhere.
+_VLLM = (
+    *(f"INT4_G{group}" for group in (32, 64, 128)),
+    *(s.format for s in _OTHER_SCHEMES if s.format != "MXFP4_PACKED_A4" and not s.format.startswith("INT4")),
+)
 
 
 def rare(names: Iterable[str]) -> list[str]:

@@ -243,7 +243,7 @@ def _commonest(goal: Goal, like: Mapping[str, TensorChoice] | None) -> str:
     if like is None and goal.plan is not None:
         like = read_plan(goal.plan).tensors
     if like is None:
-        return goal.format or ""
+        return (goal.format or "").upper()
     formats = Counter(choice.format for choice in like.values() if choice.algorithm != NONE)
     return max(formats, key=lambda name: (formats[name], name), default="")
 
