@@ -139,12 +139,12 @@ class NVFP4Rounding:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The values the dot product sees: float32 [..., K] -> float32 [..., K]."""
-        groups = x.unflatten(-1, (-1, 16))
+        groups = x.reshape(-1, 16)
         wanted = (groups.abs().amax(-1, keepdim=True) / 6.0 * self.global_scale).clamp(max=448.0)
         scale = wanted.to(torch.float8_e4m3fn).to(torch.float32)
         # A scale that rounds to 0 is taken as the type's smallest step.
         scale = scale.where(scale > 0, 0.125) / self.global_scale
-        return (nearest_e2m1(groups / scale) * scale).flatten(-2)
+        return (nearest_e2m1(groups / scale) * scale).reshape(x.shape)
 
 
 def mxfp4(x: Tensor) -> Tensor:
@@ -152,11 +152,11 @@ def mxfp4(x: Tensor) -> Tensor:
 
     The power is that of the largest magnitude, which is rounded up from 1.75 on, less 2.
     """
-    groups = x.unflatten(-1, (-1, 32))
+    groups = x.reshape(-1, 32)
     largest = groups.abs().amax(-1, keepdim=True).contiguous()
     power = ((largest.view(torch.int32) + (1 << 21)) & 0x7F800000).view(torch.float32)
     scale = (power / 4.0).clamp_min(2.0**-126)
-    return (nearest_e2m1(groups / scale) * scale).flatten(-2)
+    return (nearest_e2m1(groups / scale) * scale).reshape(x.shape)
 
 
 _E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
