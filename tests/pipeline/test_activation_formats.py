@@ -78,7 +78,7 @@ def test_maps_with_the_same_inputs_have_the_same_scale(made, name):
     assert len(found) == 21
     assert len({found[f"model.layers.1.self_attn.{m}_proj.weight"] for m in "qkv"}) == 1
     assert len({found[f"model.layers.1.mlp.{m}_proj.weight"] for m in ("gate", "up")}) == 1
-    assert len(set(found.values())) > 4
+    assert len(set(found.values())) > 2
 
 
 def test_static_scales_need_calibration(tiny_llama, tmp_path):

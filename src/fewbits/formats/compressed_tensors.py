@@ -31,11 +31,11 @@ _STATIC: Mapping[str, Any] = {**_TOKEN, "strategy": "tensor", "dynamic": False}
 # 4-bit activations in groups; NVFP4's scales are multiplied with one for all in the file before they are rounded.
 _NVFP4: Mapping[str, Any] = {
     "num_bits": 4, "type": "float", "symmetric": True, "strategy": "tensor_group", "group_size": 16,
-    "dynamic": "local", "scale_dtype": "torch.float8_e4m3fn", "zp_dtype": "torch.float8_e4m3fn",
+    "dynamic": "local", "scale_dtype": "torch.float8_e4m3fn",
 }  # fmt: skip
 _MXFP4: Mapping[str, Any] = {
     "num_bits": 4, "type": "float", "symmetric": True, "strategy": "group", "group_size": 32,
-    "dynamic": True, "scale_dtype": "torch.uint8", "zp_dtype": "torch.uint8",
+    "dynamic": True, "scale_dtype": "torch.uint8",
 }  # fmt: skip
 
 
