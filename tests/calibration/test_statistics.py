@@ -7,6 +7,7 @@ import pytest
 
 from fewbits.calibration.statistics import MOST_ROWS, Statistics, joint_loss, quadratic_loss
 from fewbits.checkpoint.checkpoint import LazyTensor
+from fewbits.formats.activation_grid import integer_grid
 from fewbits.planning.activation_prices import price_activations
 from fewbits.planning.joint_gain import joint_gain
 
@@ -85,8 +86,9 @@ def test_price_of_activations_is_what_rounding_them_costs(block):
     rounded = (np.rint(blocks / step) * step).reshape(x.shape)
     cost = 0.5 * float((token_weights * np.square((rounded - x) @ weight.T).sum(1)).mean())
 
-    assert price_activations(InMemory(weight), statistics, [block, 0])[block] == pytest.approx(cost, rel=0.06)
-    assert price_activations(InMemory(weight), statistics, [block, 0])[0] == 0
+    grid = integer_grid(8, block)
+    assert price_activations(InMemory(weight), statistics, [grid])[grid] == pytest.approx(cost, rel=0.06)
+    assert price_activations(InMemory(weight), statistics, []) == {}
 
 
 def test_gain_is_that_of_feedback_between_rows():

@@ -150,7 +150,8 @@ def test_every_scheme_is_accepted_and_recognised_again(name):
     compressor = BaseCompressor.get_value_from_registry(scheme.layout)
     assert compressor.can_compress(torch.nn.Linear, parsed)
     written = json.loads(parsed.model_dump_json())
-    assert scheme_described_by(written["weights"], written["format"]) == scheme
+    inputs = written["input_activations"]
+    assert scheme_described_by(written["weights"], written["format"], inputs) == scheme
     stored = {*get_format(name).parts((32, 256)), *(["weight_shape"] if scheme.shape_part else [])}
     # The package lists what has a scale too, and FP4's zero points never.
     assert stored == set(compressor.compression_param_names(parsed))

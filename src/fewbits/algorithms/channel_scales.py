@@ -29,7 +29,7 @@ from fewbits.calibration.statistics import Floats, Statistics, mean_square_peaks
 
 _ITERATIONS = 10
 # Beyond this, a channel is more likely an accident of the calibration text.
-_LARGEST = 32.0
+LARGEST = 32.0
 _DAMP = 0.01
 # Columns whose errors are taken to make up for each other: inverses of larger matrices gain nothing.
 _TOGETHER = 2048
@@ -87,7 +87,7 @@ def channel_scales(
                 shrinking += _ACTIVATION_SHARE * less
         up, down = np.bincount(channels, growing, count), np.bincount(channels, shrinking, count)
         ratio = np.divide(down, up, out=np.ones(count), where=(up > 0) & (down > 0))
-        scales = np.clip(scales * ratio**0.25, 1 / _LARGEST, _LARGEST)
+        scales = np.clip(scales * ratio**0.25, 1 / LARGEST, LARGEST)
         scales /= np.exp(np.log(scales).mean())
     return scales.astype(np.float32)
 

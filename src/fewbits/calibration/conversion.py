@@ -47,6 +47,8 @@ def save_block(
                 held_out_outputs=_outputs(found.held_out_outputs),
                 peaks={size: (total / training).numpy() for size, total in found.peaks.sums.items()},
                 sample=found.peaks.sample,
+                restore=found.peaks.restore,
+                largest=found.peaks.largest.numpy(),
             ),
         )
 

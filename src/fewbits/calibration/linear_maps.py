@@ -114,10 +114,14 @@ class Peaks:
     Attributes:
         sums: block size b -> sum of w_t max over the block of x_t², float32 [K / b]; sizes that divide K.
         samples: √w_t x_t of some tokens, float32 [n, K] each.
+        roots: their √w_t, float32 [n] each.
+        largest: magnitude of each input, float32 [K].
     """
 
     def __init__(self, columns: int) -> None:
         self.samples: list[Tensor] = []
+        self.roots: list[Tensor] = []
+        self.largest = torch.zeros(columns)
         self._tokens = 0
         self.sums = {size: torch.zeros(columns // size) for size in PEAK_BLOCKS if columns % size == 0}
 
@@ -126,8 +130,10 @@ class Peaks:
         room = _SAMPLES - sum(map(len, self.samples))
         chosen = list(range(-self._tokens % _SAMPLED, len(x), _SAMPLED)[:room])
         if chosen:
-            self.samples.append(x[chosen] * weights[chosen].sqrt()[:, None])
+            self.roots.append(weights[chosen].sqrt())
+            self.samples.append(x[chosen] * self.roots[-1][:, None])
         self._tokens += len(x)
+        self.largest = torch.maximum(self.largest, x.abs().amax(0))
         size, peaks = 1, x
         for larger, total in self.sums.items():  # rising, each a multiple of the one before
             peaks = peaks.reshape(len(x), -1, larger // size).abs().amax(2)
@@ -139,8 +145,19 @@ class Peaks:
         """All samples, the largest number about 1: float16 [n, K]; no rows where nothing was seen."""
         if not self.samples:
             return np.empty((0, 0), np.float16)
-        whole = torch.cat(self.samples)
-        return (whole / whole.abs().max().clamp_min(1e-30)).to(torch.float16).numpy()
+        return (torch.cat(self.samples) / self._norm).to(torch.float16).numpy()
+
+    @property
+    def restore(self) -> npt.NDArray[np.float32]:
+        """What samples are multiplied with to be x_t, float32 [n]."""
+        if not self.samples:
+            return np.empty(0, np.float32)
+        roots = torch.cat(self.roots)
+        return torch.where(roots > 0, self._norm / roots, 0.0).numpy()
+
+    @property
+    def _norm(self) -> Tensor:
+        return torch.stack([sample.abs().max() for sample in self.samples]).max().clamp_min(1e-30)
 
 
 def add_weighted_product(total: Tensor, x: Tensor, weights: Tensor) -> None:

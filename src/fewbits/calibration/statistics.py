@@ -41,6 +41,8 @@ class Statistics:
         held_out_outputs: the same over the tokens of `held_out`.
         peaks: block size b -> E[w_t max over the block of x_t²], float32 [K / b].
         sample: √w_t x_t of some tokens, float16 [T, K], the largest about 1; None or none where there are no tokens.
+        restore: what the samples are multiplied with to be x_t, float32 [T]; 0 where w_t is.
+        largest: of each input over all tokens, its largest magnitude, float32 [K].
     """
 
     second_moment: Floats
@@ -51,6 +53,8 @@ class Statistics:
     held_out_outputs: OutputMoments | None = None
     peaks: Mapping[int, Floats] = field(default_factory=dict)
     sample: npt.NDArray[np.float16] | None = None
+    restore: Floats | None = None
+    largest: Floats | None = None
 
     def of_rows(self, rows: slice | npt.NDArray[np.intp]) -> Statistics:
         """Of some rows of the map.
@@ -79,7 +83,8 @@ class Statistics:
         importance: Floats = self.row_importance * np.square(shrunk)
         mean = float(importance.mean(dtype=np.float64)) or 1.0
         moments = (mean * np.outer(inverse, inverse)).astype(np.float32)
-        sample, peaks = _rescaled_inputs(self.sample, self.peaks, inverse.astype(np.float32), mean)
+        factors = inverse.astype(np.float32)
+        sample, peaks, shrunk_by = _rescaled_inputs(self.sample, self.peaks, factors, mean)
         return replace(
             self,
             second_moment=self.second_moment * moments,
@@ -89,6 +94,8 @@ class Statistics:
             held_out_outputs=_rescaled_outputs(self.held_out_outputs, shrunk, mean),
             peaks=peaks,
             sample=sample,
+            restore=None if self.restore is None else self.restore * shrunk_by,
+            largest=None if self.largest is None else self.largest * np.abs(factors),
         )
 
     def importance(self) -> Floats:
@@ -108,10 +115,10 @@ def _rescaled_outputs(outputs: OutputMoments | None, factors: Floats, mean: floa
 
 def _rescaled_inputs(
     sample: npt.NDArray[np.float16] | None, peaks: Mapping[int, Floats], factors: Floats, mean: float
-) -> tuple[npt.NDArray[np.float16] | None, Mapping[int, Floats]]:
-    """Sample and peaks of inputs times `factors` [K]: peaks grow as the sample's do."""
+) -> tuple[npt.NDArray[np.float16] | None, Mapping[int, Floats], np.float32]:
+    """Sample and peaks of inputs times `factors` [K], and what the sample was divided by: peaks grow as it does."""
     if sample is None or not len(sample):
-        return sample, {size: total * np.float32(mean) for size, total in peaks.items()}
+        return sample, {size: total * np.float32(mean) for size, total in peaks.items()}, np.float32(1)
     before = sample.astype(np.float32)
     after = before * factors
     found = {}
@@ -120,13 +127,24 @@ def _rescaled_inputs(
         growth = np.divide(new, old, out=np.ones_like(new), where=old > 0)
         found[size] = total * growth * np.float32(mean)
     largest = float(np.abs(after).max()) or 1.0
-    return (after / largest).astype(np.float16), found
+    return (after / largest).astype(np.float16), found, np.float32(largest)
 
 
 def mean_square_peaks(x: Floats, size: int) -> Floats:
     """Mean over tokens of the largest square in each block: float32 [T, K] -> [K / size]."""
     peaks: Floats = np.square(np.abs(x).reshape(len(x), -1, size).max(axis=2)).mean(axis=0)
     return peaks
+
+
+def scaled_inputs(statistics: Statistics) -> Floats | None:
+    """Sampled inputs float32 [T, K], with √w_t, whose mean square is that of all tokens; None without samples."""
+    sample = statistics.sample
+    if sample is None or not len(sample):
+        return None
+    x = sample.astype(np.float32)
+    found = float(np.square(x).sum(dtype=np.float64)) / len(x)
+    whole = float(np.trace(statistics.second_moment, dtype=np.float64))
+    return x * np.float32(np.sqrt(whole / found)) if found > 0 and whole > 0 else None
 
 
 def _among(outputs: OutputMoments | None, rows: slice | npt.NDArray[np.intp]) -> OutputMoments | None:

@@ -18,7 +18,7 @@ from fewbits.calibration.statistics import Statistics
 from fewbits.errors import CalibrationError, OutputError, ResumeError
 
 # Changes whenever the same input gives other statistics or other files.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 _DESCRIPTION = "calibration.json"
 _COMPLETE = "complete.json"
@@ -82,6 +82,8 @@ class StatisticsStore:
                 outputs=file.get("outputs"),
                 held_out_outputs=file.get("held_out_outputs"),
                 sample=file.get("sample"),
+                restore=file.get("restore"),
+                largest=file.get("largest"),
                 peaks={
                     int(name.removeprefix("peaks_")): file[name] for name in file if name.startswith("peaks_")
                 },
@@ -102,6 +104,8 @@ class StatisticsStore:
                 "outputs": statistics.outputs,
                 "held_out_outputs": statistics.held_out_outputs,
                 "sample": statistics.sample,
+                "restore": statistics.restore,
+                "largest": statistics.largest,
                 **{f"peaks_{size}": peaks for size, peaks in statistics.peaks.items()},
             }
             np.savez(file, **{name: array for name, array in arrays.items() if array is not None})

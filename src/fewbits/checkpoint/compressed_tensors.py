@@ -14,9 +14,16 @@ import numpy as np
 from fewbits.checkpoint.checkpoint import StoredTensor
 from fewbits.checkpoint.packed import WEIGHT, PackedReader
 from fewbits.errors import CheckpointError
-from fewbits.formats.compressed_tensors import SHAPE_PART, Scheme, scheme_described_by
+from fewbits.formats.compressed_tensors import (
+    INPUT_GLOBAL_SCALE,
+    INPUT_SCALE,
+    SHAPE_PART,
+    Scheme,
+    scheme_described_by,
+)
 
 PARTS = ("weight_packed", "weight_scale", "weight_zero_point", "weight_global_scale", SHAPE_PART, WEIGHT)
+INPUT_PARTS = (INPUT_SCALE, INPUT_GLOBAL_SCALE)
 MARKERS = ("weight_scale",)
 _ACTIVATIONS = re.compile(
     r".*\.((input|output)_(scale|zero_point|global_scale)|[kqv]_scale|[kqv]_zero_point)"
@@ -29,6 +36,7 @@ class CompressedTensorsReader(PackedReader):
     markers = MARKERS
     parts = PARTS
     ignored = _ACTIVATIONS
+    input_parts = INPUT_PARTS
 
     def __init__(self, groups: list[tuple[list[str], Scheme]]) -> None:
         self._groups = groups
@@ -58,7 +66,7 @@ def reader_for(config: Mapping[str, Any], quantization: Mapping[str, Any]) -> Pa
         if not isinstance(group, Mapping) or not isinstance(group.get("targets"), list):
             return None
         layout = group.get("format") or quantization.get("format")
-        scheme = scheme_described_by(group.get("weights"), layout)
+        scheme = scheme_described_by(group.get("weights"), layout, group.get("input_activations"))
         if scheme is None:
             return None
         found.append(([str(target) for target in group["targets"]], scheme))
@@ -94,5 +102,5 @@ def _shape_of(name: str, scheme: Scheme, parts: Mapping[str, StoredTensor]) -> t
     for part, tensor in parts.items():
         if part in (WEIGHT, "weight_packed") and len(tensor.shape) == 2:
             rows, columns = tensor.shape
-            return rows, columns * (8 // scheme.weights["num_bits"])
+            return rows, columns * (8 // scheme.weights["num_bits"] if part != WEIGHT else 1)
     raise CheckpointError(f"{name} has no array of codes", found=", ".join(parts))

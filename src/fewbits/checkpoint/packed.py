@@ -12,6 +12,8 @@ import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Mapping
+from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -39,12 +41,18 @@ class PackedTensor(SizedTensor):
         dtype: the format's name.
         parts: the arrays by the format's names for them.
         nbytes: of all its arrays.
+        inputs: what the file says of the map's inputs, by the container's names: a number each.
     """
 
     def __init__(
-        self, name: str, shape: tuple[int, ...], dtype: str, parts: Mapping[str, StoredTensor]
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: str,
+        parts: Mapping[str, StoredTensor],
+        inputs: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        self.name, self.shape, self.dtype, self.parts = name, shape, dtype, parts
+        self.name, self.shape, self.dtype, self.parts, self.inputs = name, shape, dtype, parts, inputs
         self.nbytes = sum(part.nbytes for part in parts.values())
 
     def quantized(self, start: int, stop: int) -> QTensor:
@@ -90,11 +98,13 @@ class PackedReader(ABC):
         markers: parts that only quantized modules have.
         parts: all of their parts but the bias. Longer names that end alike come first.
         ignored: names of arrays of activations and the key-value cache, of no use for the weights.
+        input_parts: those of them that hold one number for a map's inputs.
     """
 
     markers: tuple[str, ...]
     parts: tuple[str, ...]
     ignored: re.Pattern[str] = re.compile(r"(?!)")
+    input_parts: tuple[str, ...] = ()
 
     def arrays(self, tensors: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
         """The files' tensors by the names of the modules that they belong to in the unquantized model."""
@@ -138,6 +148,7 @@ def unpack_modules(tensors: Mapping[str, LazyTensor], reader: PackedReader) -> d
     modules: dict[str, dict[str, StoredTensor]] = {
         module: {} for module in quantized_modules(tensors, reader.markers)
     }
+    inputs: dict[str, dict[str, float]] = {}
     for name, tensor in tensors.items():
         if owner := owner_of(name, modules, reader.parts):
             module, part = owner
@@ -145,6 +156,8 @@ def unpack_modules(tensors: Mapping[str, LazyTensor], reader: PackedReader) -> d
                 return None
             result.setdefault(f"{module}.{WEIGHT}", tensor)  # keeps its place; replaced below
             modules[module][part] = tensor
+        elif (owner := owner_of(name, modules, reader.input_parts)) and prod(tensor.shape) == 1:
+            inputs.setdefault(owner[0], {})[owner[1]] = float(tensor.read().reshape(()))
         elif not reader.ignored.fullmatch(name):
             if _is_foreign(name, modules):
                 return None
@@ -154,6 +167,7 @@ def unpack_modules(tensors: Mapping[str, LazyTensor], reader: PackedReader) -> d
         packed = None if described is None else _packed_tensor(f"{module}.{WEIGHT}", *described, parts)
         if packed is None:
             return None
+        packed.inputs = inputs.get(module, {})
         result[packed.name] = packed
     return result
 

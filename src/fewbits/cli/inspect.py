@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fewbits.cli.failure import reported
+from fewbits.errors import FewbitsError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,9 +26,21 @@ def inspect(
     json_output: Annotated[
         bool, typer.Option("--json", help="One JSON object on standard output, tensor by tensor.")
     ] = False,
+    outliers: Annotated[
+        bool, typer.Option("--outliers", help="What rounding each map's inputs to 8 bits costs, and why.")
+    ] = False,
+    calibration: Annotated[
+        str | None, typer.Option(help="Text to look for outliers on, as for `fewbits quantize`.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="With --outliers. Default: all cores.")] = None,
 ) -> None:
     """Show a model's tensors, formats, exact bits per weight, metadata, and how it was made."""
     with reported():
+        if outliers:
+            _outliers(path, calibration, threads, json_output=json_output)
+            return
+        if calibration is not None:
+            raise FewbitsError("--calibration has no use without --outliers", action="Add --outliers")
         from fewbits.inspection import inspect as inspect_model
 
         found = inspect_model(path)
@@ -35,6 +48,15 @@ def inspect(
             sys.stdout.write(found.to_json() + "\n")
         else:
             _show(found)
+
+
+def _outliers(path: str, calibration: str | None, threads: int | None, *, json_output: bool) -> None:
+    from fewbits.cli.progress import TerminalProgress
+    from fewbits.pipeline.outliers import outliers as find
+
+    with TerminalProgress() as progress:
+        found = find(path, calibration, threads=threads, progress=progress)
+    sys.stdout.write((json.dumps(found.as_data()) if json_output else found.describe()) + "\n")
 
 
 def _show(found: Inspection) -> None:

@@ -18,18 +18,22 @@ Where a directory says that activations have 8 bits, each token's are rounded wi
     INT8   d = max|x| / 127;  value d * round(x / d)       vLLM's dynamic_scaled_int8_quant
     FP8    d = max|x| / 448;  value d * E4M3(x / d)        vLLM's dynamic_per_token_scaled_fp8_quant
 
+or all tokens' with one scale d that the file holds (static). Activations of 4 bits are E2M1 numbers in groups:
+
+    NVFP4  16 share d = E4M3(max|x| / 6 * g) / g with the file's g;  value d * E2M1(x / d)    scaled_fp4_quant
+    MXFP4  32 share d, the power of two of max|x| less 2;            value d * E2M1(x / d)    compressed-tensors
+
 ONNX Runtime rounds as llama.cpp does, in the blocks of the weights and with float32 scales.
 OpenVINO's plugin for CPUs rounds to INT8 in blocks of 32, by the first of these rules (its dynamic quantization).
 bitsandbytes rounds to INT8 per token, all columns but those in which some token has a magnitude of 6 or more.
 XNNPACK's dynamic kernels (qd8) take a zero point z as well: the range from min(x, 0) to max(x, 0) has 256 steps.
-
-bitsandbytes rounds to INT8 likewise, all columns but those in which some token has a magnitude of 6 or more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -38,7 +42,9 @@ from torch.overrides import TorchFunctionMode
 
 from fewbits.export.gguf.activation_blocks import ACTIVATION_BLOCK
 from fewbits.export.onnx.activation_blocks import ACTIVATION_BLOCK as ONNX_BLOCK
+from fewbits.formats.compressed_tensors import INPUT_GLOBAL_SCALE, INPUT_SCALE
 from fewbits.formats.openvino import FORMATS as OPENVINO
+from fewbits.formats.with_activations import W4A8
 from fewbits.formats.xnnpack import NAMES as XNNPACK_NAMES
 from fewbits.language_model.transformers_model import storage_address
 
@@ -129,6 +135,70 @@ class AsymmetricTokenRounding:
         return codes * (1.0 / steps)
 
 
+@dataclass(frozen=True)
+class StaticRounding:
+    """Rounding with one scale for all tokens, saturating.
+
+    Attributes:
+        scale: what inputs are divided by.
+        lowest, highest: of the codes.
+        dtype: a float type for the codes, or None for integers.
+    """
+
+    scale: float
+    lowest: float
+    highest: float
+    dtype: torch.dtype | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The values the dot product sees: float32 [..., K] -> float32 [..., K]."""
+        codes = (x / self.scale).clamp(self.lowest, self.highest)
+        return (codes.round() if self.dtype is None else codes.to(self.dtype).to(torch.float32)) * self.scale
+
+
+@dataclass(frozen=True)
+class NVFP4Rounding:
+    """E2M1 numbers with an E4M3 scale for each 16 of a token.
+
+    Attributes:
+        global_scale: what scales are multiplied with before they are rounded.
+    """
+
+    global_scale: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The values the dot product sees: float32 [..., K] -> float32 [..., K]."""
+        groups = x.reshape(-1, 16)
+        wanted = (groups.abs().amax(-1, keepdim=True) / 6.0 * self.global_scale).clamp(max=448.0)
+        scale = wanted.to(torch.float8_e4m3fn).to(torch.float32)
+        # A scale that rounds to 0 is taken as the type's smallest step.
+        scale = scale.where(scale > 0, 0.125) / self.global_scale
+        return (nearest_e2m1(groups / scale) * scale).reshape(x.shape)
+
+
+def mxfp4(x: Tensor) -> Tensor:
+    """E2M1 numbers with a power of two for each 32 of a token: float32 [..., K] -> float32 [..., K].
+
+    The power is that of the largest magnitude, which is rounded up from 1.75 on, less 2.
+    """
+    groups = x.reshape(-1, 32)
+    largest = groups.abs().amax(-1, keepdim=True).contiguous()
+    power = ((largest.view(torch.int32) + (1 << 21)) & 0x7F800000).view(torch.float32)
+    scale = (power / 4.0).clamp_min(2.0**-126)
+    return (nearest_e2m1(groups / scale) * scale).reshape(x.shape)
+
+
+_E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+# Ties go to the even code: down at the first of these, up at the second, and so on.
+_BETWEEN = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
+_BETWEEN[1::2] = torch.nextafter(_BETWEEN[1::2], torch.zeros(3))
+
+
+def nearest_e2m1(x: Tensor) -> Tensor:
+    """The nearest E2M1 number, ties to even, saturating: float32 in, float32 out."""
+    return torch.copysign(_E2M1[torch.bucketize(x.abs(), _BETWEEN)], x)
+
+
 Rounding: TypeAlias = Callable[[Tensor], Tensor]
 
 Q8_0 = ActivationRounding(32, torch.float16)
@@ -148,11 +218,23 @@ ROUNDING: Mapping[str, ActivationRounding] = {
 TOKEN_ROUNDING: Mapping[str, Rounding] = {
     "INT8_CHANNEL_SYM": TokenRounding(127.0),
     "FP8_E4M3_CHANNEL": TokenRounding(448.0, torch.float8_e4m3fn),
+    **dict.fromkeys(W4A8, TokenRounding(127.0)),
+    "MXFP4_PACKED_A4": mxfp4,
     "MODELOPT_FP8": TokenRounding(448.0, torch.float8_e4m3fn),
     "BNB_INT8": OutlierRounding(6.0),
     **{name: ActivationRounding(block, torch.float32) for name, block in ONNX_BLOCK.items()},
     **dict.fromkeys(OPENVINO, ActivationRounding(32, torch.float32)),
     **{name: AsymmetricTokenRounding() for name in XNNPACK_NAMES},
+}
+
+
+# By the format of the weight, where the file holds a number for the inputs: its name, and the rounding it makes.
+_STATIC_FP8 = partial(StaticRounding, lowest=-448.0, highest=448.0, dtype=torch.float8_e4m3fn)
+FILE_ROUNDING: Mapping[str, tuple[str, Callable[[float], Rounding]]] = {
+    "INT8_CHANNEL_SYM_STATIC": (INPUT_SCALE, partial(StaticRounding, lowest=-128.0, highest=127.0)),
+    "FP8_E4M3_CHANNEL_STATIC": (INPUT_SCALE, _STATIC_FP8),
+    "FP8_E4M3_TENSOR_STATIC": (INPUT_SCALE, _STATIC_FP8),
+    "NVFP4_A4": (INPUT_GLOBAL_SCALE, NVFP4Rounding),
 }
 
 

@@ -22,8 +22,15 @@ from torch import Tensor
 
 from fewbits.architectures.interpreter import parameters_of_directory, to_hugging_face
 from fewbits.checkpoint.checkpoint import Checkpoint, LazyTensor
-from fewbits.errors import EvaluationError
-from fewbits.evaluation.activations import ROUNDING, TOKEN_ROUNDING, Rounding, RuntimeActivations
+from fewbits.checkpoint.packed import PackedTensor
+from fewbits.errors import CheckpointError, EvaluationError
+from fewbits.evaluation.activations import (
+    FILE_ROUNDING,
+    ROUNDING,
+    TOKEN_ROUNDING,
+    Rounding,
+    RuntimeActivations,
+)
 from fewbits.language_model.text_tokenizer import TextTokenizer, open_tokenizer
 from fewbits.language_model.transformers_model import (
     model_from_directory,
@@ -165,9 +172,26 @@ def _roundings(
     model: Any, tensors: Mapping[str, LazyTensor], table: Mapping[str, Rounding]
 ) -> dict[int, Rounding]:
     """How the input of each parameter's linear map is rounded, by the address of the parameter's storage."""
-    types = {name: tensor.dtype for name, tensor in tensors.items()}
-    return {
-        storage_address(parameter): table[types[name]]
-        for name, parameter in model.named_parameters()
-        if parameter.dim() > 1 and types.get(name) in table
-    }
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and name in tensors and (made := _rounding(tensors[name], table)) is not None:
+            found[storage_address(parameter)] = made
+    return found
+
+
+def _rounding(tensor: LazyTensor, table: Mapping[str, Rounding]) -> Rounding | None:
+    """How the inputs of a weight's map are rounded; None if they aren't.
+
+    Raises:
+        CheckpointError: the file lacks the number that it should hold for them.
+    """
+    if tensor.dtype in table or not isinstance(tensor, PackedTensor) or tensor.dtype not in FILE_ROUNDING:
+        return table.get(tensor.dtype)
+    part, make = FILE_ROUNDING[tensor.dtype]
+    scale = tensor.inputs.get(part, 0.0)
+    if not scale > 0:
+        raise CheckpointError(
+            f"{tensor.name} is {tensor.dtype} and has no usable {part}", found=scale,
+            action="Download the model again, or evaluate with --activations float",
+        )  # fmt: skip
+    return make(scale)

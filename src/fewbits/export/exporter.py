@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fewbits.calibration.statistics import Statistics
 from fewbits.checkpoint.checkpoint import Checkpoint, LazyTensor
+from fewbits.errors import PlanError
+from fewbits.formats.activation_grid import ActivationGrid, integer_grid
 
 # Name of the one part of tensors that the container holds as one run of bytes.
 WHOLE = "data"
@@ -30,6 +33,7 @@ class OutputTensor:
         block: index of the transformer block it belongs to, or None.
         fused: names of the tensors, itself included, that runtimes make one matrix of, with one scale where a format
             has a scale of the whole tensor; () where it stays alone.
+        input_scale: of a format's name, the number that `Exporter.input_scale` finds; None without calibration.
     """
 
     name: str
@@ -39,6 +43,7 @@ class OutputTensor:
     plain: str = "F32"
     block: int | None = None
     fused: tuple[str, ...] = ()
+    input_scale: Callable[[str], float] | None = field(default=None, compare=False, repr=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -167,6 +172,20 @@ class Exporter(ABC):
         """Activations that share a scale where the runtime rounds the inputs of such weights to 8 bits, or 0."""
         del format_name
         return 0
+
+    def activation_grid(self, format_name: str) -> ActivationGrid | None:
+        """How the runtime rounds the inputs of such weights; None if it doesn't."""
+        block = self.activation_block(format_name)
+        return integer_grid(8, block) if block else None
+
+    def input_scale(self, format_name: str, statistics: Statistics) -> float:
+        """The number that the file holds for all inputs of a map, where the format has one.
+
+        Raises:
+            PlanError: it has none.
+        """
+        del statistics
+        raise PlanError(f"{format_name} has no scale of activations in {self.name}")
 
     def tied(self, tensors: Iterable[OutputTensor]) -> list[list[str]]:
         """Groups of tensors that must get the same format, because runtimes compute them as one."""

@@ -52,3 +52,13 @@ def unpack_words(words: npt.NDArray[np.int32], width: int, columns: int) -> Code
     for i in range(8):
         codes[:, :, i] = (wide >> np.uint64(i * width)) & np.uint64((1 << width) - 1)
     return codes.reshape(rows, octets * 8)[:, :columns]
+
+
+def signed(codes: npt.NDArray[np.uint8], middle: int) -> npt.NDArray[np.int8]:
+    """Code - middle: uint8 -> int8."""
+    return (codes - np.uint8(middle)).view(np.int8)
+
+
+def unsigned(values: npt.NDArray[np.int8], middle: int) -> npt.NDArray[np.uint8]:
+    """The inverse of `signed`."""
+    return values.view(np.uint8) + np.uint8(middle)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from fewbits.formats.activation_grid import TOKEN, ActivationGrid, float_grid, integer_grid
 from fewbits.formats.integer import GROUPS
 
 METHOD = "compressed-tensors"
@@ -18,9 +19,23 @@ PACKED = "pack-quantized"
 # A tensor's rows and columns, int64 [2], which pack-quantized stores beside the format's own parts.
 SHAPE_PART = "weight_shape"
 
-# 8-bit activations, each token with a scale of its own, chosen when it is seen.
+# Of E4M3 and E2M1, by bits.
+_MANTISSA = {8: 3, 4: 1}
+# One number each, for all inputs of a map: what they are divided by, or what scales of groups are multiplied with.
+INPUT_SCALE, INPUT_GLOBAL_SCALE = "input_scale", "input_global_scale"
+# 8-bit activations: each token with a scale of its own, chosen when it is seen, or one scale for all in the file.
 _TOKEN: Mapping[str, Any] = {
     "num_bits": 8, "symmetric": True, "strategy": "token", "group_size": None, "dynamic": True
+}  # fmt: skip
+_STATIC: Mapping[str, Any] = {**_TOKEN, "strategy": "tensor", "dynamic": False}
+# 4-bit activations in groups; NVFP4's scales are multiplied with one for all in the file before they are rounded.
+_NVFP4: Mapping[str, Any] = {
+    "num_bits": 4, "type": "float", "symmetric": True, "strategy": "tensor_group", "group_size": 16,
+    "dynamic": "local", "scale_dtype": "torch.float8_e4m3fn",
+}  # fmt: skip
+_MXFP4: Mapping[str, Any] = {
+    "num_bits": 4, "type": "float", "symmetric": True, "strategy": "group", "group_size": 32,
+    "dynamic": True, "scale_dtype": "torch.uint8",
 }  # fmt: skip
 
 
@@ -41,6 +56,23 @@ class Scheme:
     weights: Mapping[str, Any]
     inputs: Mapping[str, Any] | None = None
     shape_part: bool = False
+
+    @property
+    def activation_grid(self) -> ActivationGrid | None:
+        """How inputs are rounded; None if they aren't."""
+        if self.inputs is None:
+            return None
+        block = self.inputs["group_size"] or TOKEN
+        if self.inputs["type"] == "int":
+            return integer_grid(self.inputs["num_bits"], block)
+        return float_grid(_MANTISSA[self.inputs["num_bits"]], block)
+
+    @property
+    def input_part(self) -> str:
+        """The array that holds what calibration found for the inputs; "" if there is none."""
+        if self.inputs is None or self.inputs["dynamic"] is True:
+            return ""
+        return INPUT_GLOBAL_SCALE if self.inputs["dynamic"] == "local" else INPUT_SCALE
 
     @property
     def packs_zero_points(self) -> bool:
@@ -81,13 +113,40 @@ _OTHER_SCHEMES = [
         "mxfp4-pack-quantized",
         _weights("float", 4, "group", 32),
     ),
+    Scheme(
+        "INT8_CHANNEL_SYM_STATIC", "int-quantized", _weights("int", 8, "channel"), {**_STATIC, "type": "int"}
+    ),
+    *(
+        Scheme(
+            f"FP8_E4M3_{scope.upper()}_STATIC",
+            "float-quantized",
+            _weights("float", 8, scope),
+            {**_STATIC, "type": "float"},
+        )
+        for scope in ("channel", "tensor")
+    ),
+    Scheme("NVFP4_A4", "nvfp4-pack-quantized", _weights("float", 4, "tensor_group", 16), _NVFP4),
+    Scheme("MXFP4_PACKED_A4", "mxfp4-pack-quantized", _weights("float", 4, "group", 32), _MXFP4),
+    *(
+        Scheme(
+            f"INT4_{f'G{group}' if group else 'CHANNEL'}_SYM_A8",
+            "int-quantized",
+            _weights("int", 4, "group" if group else "channel", group),
+            {**_TOKEN, "type": "int"},
+        )
+        for group in (128, 64, 32, None)
+    ),
 ]
 SCHEMES: Mapping[str, Scheme] = {s.format: s for s in (*_OTHER_SCHEMES, *_PACKED_SCHEMES)}
 
 # Weight-only formats that vLLM, SGLang (both by Marlin's kernels) and transformers compute in any mixture.
 EVERYWHERE = tuple(f"INT{width}_G{group}_SYM" for width in (8, 4) for group in (32, 64, 128))
-# What vLLM computes besides: Marlin has zero points at 4 bits.
-_VLLM = (*(f"INT4_G{group}" for group in (32, 64, 128)), *(scheme.format for scheme in _OTHER_SCHEMES))
+# What vLLM computes besides: Marlin has zero points at 4 bits. Integers of 4 and 8 bits it multiplies on Arm CPUs only,
+# and MXFP4 with MXFP4 not everywhere.
+_VLLM = (
+    *(f"INT4_G{group}" for group in (32, 64, 128)),
+    *(s.format for s in _OTHER_SCHEMES if s.format != "MXFP4_PACKED_A4" and not s.format.startswith("INT4")),
+)
 
 
 def rare(names: Iterable[str]) -> list[str]:
@@ -100,16 +159,30 @@ _DECISIVE = ("num_bits", "type", "symmetric", "strategy", "group_size")
 _MUST_BE_EMPTY = ("actorder", "block_structure", "dynamic")
 
 
-def scheme_described_by(weights: object, layout: object) -> Scheme | None:
-    """The scheme that a group of a `quantization_config` means, or None if it is none of these."""
+def scheme_described_by(weights: object, layout: object, inputs: object = None) -> Scheme | None:
+    """The scheme that a group of a `quantization_config` means, or None if it is none of these.
+
+    Where inputs are described in a way that isn't known, it is one with these weights.
+    """
     if not isinstance(weights, Mapping) or any(weights.get(key) for key in _MUST_BE_EMPTY):
         return None
-    return _by_description().get((layout, _decisive(weights)))
+    known = _by_description().get((layout, _decisive(weights)), {})
+    return known.get(_decisive_of_inputs(inputs)) or next(iter(known.values()), None)
 
 
 @cache
-def _by_description() -> dict[tuple[object, tuple[object, ...]], Scheme]:
-    return {(s.layout, _decisive(s.weights)): s for s in SCHEMES.values()}
+def _by_description() -> dict[tuple[object, tuple[object, ...]], dict[tuple[object, ...], Scheme]]:
+    found: dict[tuple[object, tuple[object, ...]], dict[tuple[object, ...], Scheme]] = {}
+    for scheme in SCHEMES.values():
+        same = found.setdefault((scheme.layout, _decisive(scheme.weights)), {})
+        same[_decisive_of_inputs(scheme.inputs)] = scheme
+    return found
+
+
+def _decisive_of_inputs(inputs: object) -> tuple[object, ...]:
+    if not isinstance(inputs, Mapping):
+        return ()
+    return (*_decisive(inputs), str(inputs.get("dynamic")))
 
 
 def _decisive(weights: Mapping[str, Any]) -> tuple[object, ...]:

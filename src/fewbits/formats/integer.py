@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fewbits.formats.bit_packing import pack_words, unpack_words, words_per_row
+from fewbits.formats.bit_packing import pack_words, signed, unpack_words, unsigned, words_per_row
 from fewbits.formats.format import Codes, Parts
 from fewbits.formats.integer_grid import IntegerGrid, IntegerParams, Scope
 from fewbits.formats.minifloat import bfloat16_bits, bfloat16_values
@@ -85,12 +85,12 @@ class IntegerFormat(IntegerGrid):
             parts["weight_packed"] = pack_words(codes, self.width)
             parts["weight_scale"] = bfloat16_bits(scale)
         else:
-            parts["weight"] = _signed(codes, self._middle)
+            parts["weight"] = signed(codes, self._middle)
             parts["weight_scale"] = np.ascontiguousarray(scale)
         if self._zeros_packed:
             parts["weight_zero_point"] = np.ascontiguousarray(pack_words(zero.T, self.width).T)
         elif not self.symmetric:
-            parts["weight_zero_point"] = _signed(zero, self._middle)
+            parts["weight_zero_point"] = signed(zero, self._middle)
         return parts
 
     def unpack(
@@ -104,13 +104,13 @@ class IntegerFormat(IntegerGrid):
             codes = unpack_words(parts["weight_packed"], self.width, columns)
             scale = bfloat16_values(scale)
         else:
-            codes = _unsigned(parts["weight"], self._middle)
+            codes = unsigned(parts["weight"], self._middle)
         if self.symmetric:
             zero = np.full(1, self._middle, np.uint8)
         elif self._zeros_packed:
             zero = unpack_words(parts["weight_zero_point"].T, self.width, rows).T
         else:
-            zero = _unsigned(parts["weight_zero_point"], self._middle)
+            zero = unsigned(parts["weight_zero_point"], self._middle)
         return codes, IntegerParams(
             np.broadcast_to(scale, groups).reshape(-1), np.broadcast_to(zero, groups).reshape(-1)
         )
@@ -127,14 +127,6 @@ class IntegerFormat(IntegerGrid):
         elif not self.symmetric:
             total += scales
         return total
-
-
-def _signed(codes: Codes, middle: int) -> npt.NDArray[np.int8]:
-    return (codes - np.uint8(middle)).view(np.int8)
-
-
-def _unsigned(values: npt.NDArray[np.int8], middle: int) -> Codes:
-    return values.view(np.uint8) + np.uint8(middle)
 
 
 @cache

@@ -33,6 +33,7 @@ _MODULES = (
     "openvino",
     "xnnpack",
     "graph_integer",
+    "with_activations",
 )
 
 F = TypeVar("F", bound=Format[Any])

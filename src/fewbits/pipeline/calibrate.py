@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from fewbits.pipeline.folds import (
     placed_folds,
     save_folds,
     scales_of,
+    scales_of_its_own,
     tensor_folds,
 )
 from fewbits.pipeline.job import Settings
@@ -61,8 +64,11 @@ def calibrate(
     metadata: Mapping[str, Any],
     settings: Settings,
     progress: Progress,
+    format_name: str = "",
 ) -> Calibration:
     """Gather the statistics that an effort needs, or take them from the cache.
+
+    `format_name` is the format that most maps will have, "" where it isn't known yet: channels are rescaled for it.
 
     Raises:
         FewbitsError: the text or the model can't be calibrated with, or a package is missing.
@@ -74,9 +80,12 @@ def calibrate(
     material = Material(str(checkpoint.path), settings.to.lower(), str(store.folder))
     folds: Folds = {}
     if settings.fold:
-        file = store.folder / f"folds-{settings.to.lower()}-{__version__}.npz"
+        format_name = format_name if scales_of_its_own(format_name, exporter) else ""
+        kind = f"{settings.to.lower()}-{format_name}" if format_name else settings.to.lower()
+        file = store.folder / f"folds-{kind}-{__version__}.npz"
         if not file.is_file():
-            save_folds(file, _choose_folds(material, exporter, tensors, metadata, settings, progress))
+            choose = partial(_scales, material, format_name=format_name)
+            save_folds(file, _choose_folds(material, exporter, tensors, metadata, settings, choose, progress))
         folds = load_folds(file)
         material = replace(material, folds=str(file))
     return Calibration(
@@ -91,12 +100,37 @@ def calibrate(
     )
 
 
+def with_input_scales(
+    tensors: Sequence[OutputTensor], calibration: Calibration, exporter: Exporter
+) -> list[OutputTensor]:
+    """The tensors with what finds scales of their inputs: the same for all that have the same inputs."""
+    first: dict[str, str] = {}
+
+    @cache
+    def scale(tensor: str, format_name: str) -> float:
+        segment = calibration.segments[tensor][0]
+        stop = segment.start + len(segment.rows)
+        statistics = statistics_of(calibration.material, tensor, segment, segment.start, stop)
+        if statistics.largest is None:
+            return exporter.input_scale(format_name, statistics)
+        # Maps that read the same have exactly the same largest inputs.
+        key = f"{format_name} {hashlib.sha256(statistics.largest.tobytes()).hexdigest()}"
+        other = first.setdefault(key, tensor)
+        return exporter.input_scale(format_name, statistics) if other == tensor else scale(other, format_name)
+
+    return [
+        replace(t, input_scale=partial(scale, t.name)) if t.name in calibration.segments else t
+        for t in tensors
+    ]
+
+
 def _choose_folds(
     material: Material,
     exporter: Exporter,
     tensors: list[OutputTensor],
     metadata: Mapping[str, Any],
     settings: Settings,
+    choose: Callable[[PlacedFold], Floats],
     progress: Progress,
 ) -> Folds:
     """The scales of all channels that may be rescaled, chosen in worker processes."""
@@ -104,17 +138,16 @@ def _choose_folds(
     progress.stage("scaling channels", len(placed), "folds")
     found = []
     with worker_pool(workers_within(tensors, settings.cores, settings.memory_bytes)) as pool:
-        for fold, future in [(fold, pool.submit(_scales, material, fold)) for fold in placed]:
+        for fold, future in [(fold, pool.submit(choose, fold)) for fold in placed]:
             found.append((fold, future.result()))
             progress.advance(1)
     return tensor_folds(found, {t.name: t for t in tensors})
 
 
-def _scales(material: Material, placed: PlacedFold) -> Floats:
+def _scales(material: Material, placed: PlacedFold, format_name: str) -> Floats:
     """Runs in a worker."""
-    return scales_of(
-        placed, open_tensors(material), open_store(material.store), get_exporter(material.target)
-    )
+    exporter = get_exporter(material.target)
+    return scales_of(placed, open_tensors(material), open_store(material.store), exporter, format_name)
 
 
 def prices(
@@ -207,7 +240,7 @@ def _price(
 ) -> dict[str, float]:
     """The prices of one tensor: those of its segments, added. Runs in a worker."""
     tensor = open_tensors(material)[name]
-    activation_block = get_exporter(material.target).activation_block
+    grid_of = get_exporter(material.target).activation_grid
     total: dict[str, float] = {}
     for segment in segments:
         start, stop = segment.start, segment.start + len(segment.rows)
@@ -215,9 +248,10 @@ def _price(
         source = RowRange(tensor.source, start, stop)
         prices = _price_weights(source, statistics, formats, near, pinned)
         gain = joint_gain(statistics)
-        rounding = price_activations(source, statistics, {activation_block(name) for name in prices})
+        grids = {name: grid for name in prices if (grid := grid_of(name))}
+        rounding = price_activations(source, statistics, grids.values())
         for fmt, price in prices.items():
-            total[fmt] = total.get(fmt, 0.0) + gain * price + rounding[activation_block(fmt)]
+            total[fmt] = total.get(fmt, 0.0) + gain * price + (rounding[grids[fmt]] if fmt in grids else 0.0)
     return total
 
 

@@ -19,18 +19,24 @@ import numpy as np
 import numpy.typing as npt
 
 from fewbits.algorithms.channel_scales import Reader, channel_scales
+from fewbits.algorithms.peak_scales import Blocks, PeakReader, peak_scales, share_of_peak
 from fewbits.calibration.fold import Fold
 from fewbits.calibration.statistics import Statistics
 from fewbits.calibration.store import StatisticsStore
 from fewbits.checkpoint.checkpoint import Floats, LazyTensor
 from fewbits.checkpoint.dtypes import PLAIN, decode_plain, encode_plain
-from fewbits.checkpoint.views import Rescaled
+from fewbits.checkpoint.views import Rescaled, RowRange
 from fewbits.export.exporter import Exporter, OutputTensor
 from fewbits.formats import get_format
+from fewbits.formats.activation_grid import TOKEN, ActivationGrid
+from fewbits.formats.format import Format
 from fewbits.pipeline.statistics_rows import Segment, VectorPlace, statistics_rows, vector_places
+from fewbits.planning.activation_prices import column_losses
 
 # Rows of each map that speak for all of them, in runs that lie together in the file.
 _ROWS, _RUN = 256, 8
+# Where the largest weight of whole rows counts, fewer do.
+_PEAK_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -149,30 +155,80 @@ def _floating(tensor: OutputTensor) -> bool:
     return tensor.source.dtype in PLAIN
 
 
+def scales_of_its_own(format_name: str, exporter: Exporter) -> bool:
+    """Whether channels are rescaled for this format alone: where a scale is for a row, or for a token's activations.
+
+    All others are much alike, and have the scales of what the container mostly holds.
+    """
+    if format_name not in exporter.formats:
+        return False
+    grid = exporter.activation_grid(format_name)
+    return get_format(format_name).block == 0 or (grid is not None and grid.block == TOKEN)
+
+
 def scales_of(
-    placed: PlacedFold, tensors: Mapping[str, OutputTensor], store: StatisticsStore, exporter: Exporter
+    placed: PlacedFold,
+    tensors: Mapping[str, OutputTensor],
+    store: StatisticsStore,
+    exporter: Exporter,
+    format_name: str = "",
 ) -> Floats:
-    """The scales of a fold's channels, float32 [C]: the readers' columns are to be multiplied with them."""
+    """The scales of a fold's channels, float32 [C]: the readers' columns are to be multiplied with them.
+
+    `format_name` is one with `scales_of_its_own`, or "".
+    """
+    if not placed.readers:
+        return np.ones(int(placed.channels.max()) + 1, np.float32)
+    if format_name:
+        grid = exporter.activation_grid(format_name)
+        return _by_peaks(placed, tensors, store, get_format(format_name), grid)
     width = len(placed.channels)
     fmt = get_format(exporter.default_format)
     block = min((b for name in exporter.candidates if (b := exporter.activation_block(name))), default=0)
-    readers = [_reader(tensors[name].source, segment, store) for name, segment in placed.readers]
-    if not readers:
-        return np.ones(int(placed.channels.max()) + 1, np.float32)
     group = gcd(fmt.group or fmt.block or width, width)
+    readers = [
+        Reader(*_some_rows(tensors[name].source, segment, statistics, _ROWS), statistics)
+        for name, segment in placed.readers
+        for statistics in [store.load(segment.parameter)]
+    ]
     return channel_scales(readers, placed.channels, group, block if block and width % block == 0 else 0)
 
 
-def _reader(source: LazyTensor, segment: Segment, store: StatisticsStore) -> Reader:
-    statistics = store.load(segment.parameter)
+def _by_peaks(
+    placed: PlacedFold,
+    tensors: Mapping[str, OutputTensor],
+    store: StatisticsStore,
+    fmt: Format[Any],
+    grid: ActivationGrid | None,
+) -> Floats:
+    width = len(placed.channels)
+    weights = Blocks(gcd(fmt.group or fmt.block or width, width), share_of_peak(fmt.name))
+    activations = Blocks(0, 0.0)
+    if grid is not None:
+        size = width if grid.block == TOKEN else grid.block
+        activations = Blocks(size if width % size == 0 else 0, grid.share_of_peak)
+    readers = []
+    for name, segment in placed.readers:
+        source, statistics = tensors[name].source, store.load(segment.parameter)
+        rows = RowRange(source, segment.start, segment.start + len(segment.rows))
+        costs = column_losses(rows, statistics.of_rows(segment.rows))
+        chosen = _some_rows(source, segment, statistics, _PEAK_ROWS)
+        readers.append(PeakReader(*chosen, costs, statistics))
+    return peak_scales(readers, placed.channels, weights, activations)
+
+
+def _some_rows(
+    source: LazyTensor, segment: Segment, statistics: Statistics, wanted: int
+) -> tuple[Floats, Floats]:
+    """About so many rows of a map, float32 [n, K], and their importance float32 [n], to stand for all."""
     count = len(segment.rows)
-    runs = max(1, min(_ROWS, count) // _RUN)
+    runs = max(1, min(wanted, count) // _RUN)
     starts = np.linspace(0, max(count - _RUN, 0), runs).astype(int).tolist()
     spans = [(start, min(start + _RUN, count)) for start in dict.fromkeys(starts)]
     weight = np.concatenate([source.rows(segment.start + a, segment.start + b) for a, b in spans])
     chosen = np.concatenate([segment.rows[a:b] for a, b in spans])
     importance = statistics.row_importance[chosen] * np.float32(count / len(chosen))
-    return Reader(weight, importance, statistics)
+    return weight, importance
 
 
 def tensor_folds(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -213,11 +214,12 @@ def prepare(source: str | Path, goal: Goal, settings: Settings, progress: Progre
     if _asks_for_calibration(goal, settings, like):
         check_goal(tensors, exporter, metadata, goal)
         require_models_extra(f"--effort {settings.effort}")
-        from fewbits.pipeline.calibrate import calibrate
+        from fewbits.pipeline.calibrate import calibrate, with_input_scales
 
-        calibration = calibrate(checkpoint, exporter, tensors, metadata, settings, progress)
+        named = _commonest(goal, like)
+        calibration = calibrate(checkpoint, exporter, tensors, metadata, settings, progress, named)
         provenance = replace(_calibrated(provenance, calibration), tuning=PENDING if settings.tune else "")
-        tensors = folded(tensors, calibration.folds)
+        tensors = with_input_scales(folded(tensors, calibration.folds), calibration, exporter)
     elif settings.imatrix is not None or provenance.imatrix:
         from fewbits.pipeline.importance import read_importance
 
@@ -236,6 +238,16 @@ def prepare(source: str | Path, goal: Goal, settings: Settings, progress: Progre
         like,
         file_size,
     )
+
+
+def _commonest(goal: Goal, like: Mapping[str, TensorChoice] | None) -> str:
+    """The format that most maps will have, as far as that is known before formats are chosen; else ""."""
+    if like is None and goal.plan is not None:
+        like = read_plan(goal.plan).tensors
+    if like is None:
+        return (goal.format or "").upper()
+    formats = Counter(choice.format for choice in like.values() if choice.algorithm != NONE)
+    return max(formats, key=lambda name: (formats[name], name), default="")
 
 
 def _asks_for_calibration(goal: Goal, settings: Settings, like: Mapping[str, TensorChoice] | None) -> bool:

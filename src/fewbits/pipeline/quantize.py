@@ -7,9 +7,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
-from fewbits.algorithms.registry import needs_statistics
+from fewbits.algorithms.registry import NONE, needs_statistics
 from fewbits.checkpoint.source import open_checkpoint
 from fewbits.errors import CheckpointError, OutputError
 from fewbits.export.converter import Converter
@@ -56,6 +57,7 @@ class QuantizeResult:
         effort: that it was made with.
         predicted_kl: nats per token, where prices were measured on the model.
         tuning: what tuning scales and norms at the end came to; "" if the effort doesn't.
+        float32_share: bytes of the quantized weights, scales included, over what they take in float32; 0 if none are.
         undone: tensors where the plan's algorithm didn't beat weighted rounding on held-out text, and was undone.
     """
 
@@ -73,6 +75,7 @@ class QuantizeResult:
     predicted_kl: float | None = None
     tuning: str = ""
     undone: tuple[str, ...] = ()
+    float32_share: float = 0.0
 
     def describe(self) -> str:
         """A summary for a person."""
@@ -82,6 +85,8 @@ class QuantizeResult:
             f"{self.bits_per_weight:.3f} bits per weight, in {self.seconds:.1f} s",
             f"  tensors: {formats}",
         ]
+        if self.float32_share:
+            lines.append(f"  quantized weights take {self.float32_share:.1%} of FP32's bytes")
         kinds = Counter(self.fallbacks.values())
         lines += [
             f"  fallback: {kind} for {n} tensors (the block doesn't divide all their rows)"
@@ -191,6 +196,7 @@ def quantize_result(written: Written, source: str | Path, output: Path, seconds:
         formats=dict(Counter(job.plan.formats().values())), fallbacks=fallbacks(job.plan),
         predicted_kl=job.plan.predicted_kl, tuning=job.provenance.tuning, undone=written.undone,
         seconds=round(seconds, 3), resumed=written.resumed, warnings=job.warnings,
+        float32_share=float32_share(job),
     )  # fmt: skip
 
 
@@ -255,6 +261,14 @@ def check_target(source: str | Path, output: Path, to: str, *, force: bool) -> N
     if converter is not None:
         require_packages(converter)
         converter.check(open_checkpoint(source))
+
+
+def float32_share(job: Job) -> float:
+    """Bytes of the quantized weights, scales included, as a share of what they take in float32; 0 if none are."""
+    quantized = [t for t in job.tensors if job.plan.tensors[t.name].algorithm != NONE]
+    weights = sum(prod(t.shape) for t in quantized)
+    nbytes = sum(region.nbytes for t in quantized for region in job.layout.parts[t.name].values())
+    return nbytes / (4 * weights) if weights else 0.0
 
 
 def run_job(job: Job, journal: Journal, workers: int, progress: Progress) -> None:

@@ -12,41 +12,52 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from fewbits.calibration.statistics import Statistics, output_product
+from fewbits.calibration.statistics import Statistics, mean_square_peaks, output_product, scaled_inputs
 from fewbits.checkpoint.checkpoint import LazyTensor
+from fewbits.formats.activation_grid import TOKEN, ActivationGrid
 
-# Steps between zero and the largest number of a block of 8-bit activations.
-_STEPS = 127
 _ROWS = 4096
+_Doubles = npt.NDArray[np.float64]
 
 
-def price_activations(source: LazyTensor, statistics: Statistics, blocks: Iterable[int]) -> dict[int, float]:
-    """Predicted KL divergence in nats per token of rounding the inputs of a map to 8 bits.
+def price_activations(
+    source: LazyTensor, statistics: Statistics, grids: Iterable[ActivationGrid]
+) -> dict[ActivationGrid, float]:
+    """Predicted KL divergence in nats per token of rounding the inputs of a map.
 
-    An input is off by a uniformly distributed share of a step, independently of the others, and reaches the output
-    through its column of the weight: 1/2 Σ_k E[w_t step_t²] / 12 * (column k)ᵀ E[g gᵀ] (column k).
+    An input is off by a random share of a step, independently of the others, and reaches the output through its
+    column of the weight: 1/2 Σ_k E[w_t error_tk²] (column k)ᵀ E[g gᵀ] (column k).
 
     Args:
         source: the matrix [N, K], all rows that `statistics` is of.
         statistics: of the map.
-        blocks: sizes of blocks of activations that share a scale; 0 for activations that aren't rounded.
+        grids: what inputs are rounded to.
 
     Returns:
-        Block size -> price; 0 for sizes that nothing was measured for.
+        Grid -> price; 0 for grids that nothing is known for.
     """
-    sizes = [size for size in set(blocks) if size in statistics.peaks]
-    prices = dict.fromkeys(blocks, 0.0)
-    if not sizes:
-        return prices
-    columns = _column_losses(source, statistics)
-    for size in sizes:
-        variance = statistics.peaks[size].astype(np.float64) / (12 * _STEPS**2)
-        prices[size] = 0.5 * float(columns.reshape(-1, size).sum(axis=1) @ variance)
-    return prices
+    wanted = set(grids)
+    if not wanted:
+        return {}
+    columns = column_losses(source, statistics)
+    return {grid: 0.5 * float(columns @ _error(statistics, grid, len(columns))) for grid in wanted}
 
 
-def _column_losses(source: LazyTensor, statistics: Statistics) -> npt.NDArray[np.float64]:
-    """Of each column of the weight, (column)ᵀ E[g gᵀ] (column): float64 [K]."""
+def _error(statistics: Statistics, grid: ActivationGrid, width: int) -> _Doubles:
+    """E[w_t error_tk²] of each input, float64 [K]."""
+    error = grid.share_of_own * statistics.importance().astype(np.float64)
+    size = width if grid.block == TOKEN else grid.block
+    if grid.share_of_peak and size and width % size == 0:
+        peaks = statistics.peaks.get(size)
+        if peaks is None and (inputs := scaled_inputs(statistics)) is not None:
+            peaks = mean_square_peaks(inputs, size)
+        if peaks is not None:
+            error += np.repeat(grid.share_of_peak * peaks.astype(np.float64), size)
+    return error
+
+
+def column_losses(source: LazyTensor, statistics: Statistics) -> _Doubles:
+    """What an error of each input costs, (column)ᵀ E[g gᵀ] (column): float64 [K]."""
     rows, columns = source.matrix
     total = np.zeros(columns)
     for start in range(0, rows, _ROWS):

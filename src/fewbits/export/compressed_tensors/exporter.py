@@ -10,15 +10,27 @@ from typing import Any
 
 import numpy as np
 
+from fewbits.algorithms.static_scales import global_scale, nearest_int8, static_scale
+from fewbits.calibration.statistics import Statistics
 from fewbits.checkpoint.checkpoint import Checkpoint
-from fewbits.checkpoint.compressed_tensors import MARKERS, PARTS
+from fewbits.checkpoint.compressed_tensors import INPUT_PARTS, MARKERS, PARTS
 from fewbits.checkpoint.packed import WEIGHT
+from fewbits.errors import PlanError
 from fewbits.export.compressed_tensors.quantization_config import quantization_config
 from fewbits.export.exporter import OutputTensor
 from fewbits.export.hugging_face.directory import HuggingFaceDirectory
 from fewbits.export.hugging_face.safetensors_files import Array
 from fewbits.formats import get_format
-from fewbits.formats.compressed_tensors import EVERYWHERE, SCHEMES, SHAPE_PART, rare
+from fewbits.formats.activation_grid import ActivationGrid
+from fewbits.formats.compressed_tensors import (
+    EVERYWHERE,
+    INPUT_GLOBAL_SCALE,
+    INPUT_SCALE,
+    SCHEMES,
+    SHAPE_PART,
+    rare,
+)
+from fewbits.formats.minifloat import E4M3
 
 
 class CompressedTensorsExporter(HuggingFaceDirectory):
@@ -29,7 +41,7 @@ class CompressedTensorsExporter(HuggingFaceDirectory):
     planned = EVERYWHERE
     default_format = "INT4_G128_SYM"  # what the most runtimes compute the fastest
     markers = MARKERS
-    parts = PARTS
+    parts = (*INPUT_PARTS, *PARTS)
 
     def notes(self, checkpoint: Checkpoint, formats: Mapping[str, str]) -> tuple[str, ...]:
         """Which runtimes don't compute the formats, and which weights stayed as they are."""
@@ -48,15 +60,44 @@ class CompressedTensorsExporter(HuggingFaceDirectory):
             )
         return (*notes, *super().notes(checkpoint, formats))
 
+    def activation_grid(self, format_name: str) -> ActivationGrid | None:
+        """See `Exporter.activation_grid`."""
+        scheme = SCHEMES.get(format_name)
+        return None if scheme is None else scheme.activation_grid
+
     def description(self, tensors: Sequence[OutputTensor], formats: Mapping[str, str]) -> dict[str, Any]:
         """See `HuggingFaceDirectory.description`."""
         described = quantization_config(tensors, formats)
         return {} if described is None else {"quantization_config": described}
 
     def constants(self, tensor: OutputTensor, name: str) -> list[Array]:
-        """The weight's shape, which packed words don't tell."""
-        if not SCHEMES[name].shape_part:
-            return []
-        shape = np.array(tensor.shape, "<i8").tobytes()
-        array = tensor.name.removesuffix(WEIGHT) + SHAPE_PART
-        return [Array(array, "I64", (2,), tensor.name, SHAPE_PART, content=shape)]
+        """The weight's shape, which packed words don't tell, and what calibration found for the inputs.
+
+        Raises:
+            PlanError: it found nothing, since there was none.
+        """
+        prefix, scheme = tensor.name.removesuffix(WEIGHT), SCHEMES[name]
+        arrays = []
+        if scheme.shape_part:
+            shape = np.array(tensor.shape, "<i8").tobytes()
+            arrays.append(Array(prefix + SHAPE_PART, "I64", (2,), tensor.name, SHAPE_PART, content=shape))
+        if part := scheme.input_part:
+            if tensor.input_scale is None:
+                raise PlanError(
+                    f"{name} has a scale of activations in the file, which calibration finds",
+                    found="no calibration", action="Use --effort balanced, or a format without",
+                )  # fmt: skip
+            scale = np.array([tensor.input_scale(name)], "<f4").tobytes()
+            arrays.append(Array(prefix + part, "F32", (1,), tensor.name, part, content=scale))
+        return arrays
+
+    def input_scale(self, format_name: str, statistics: Statistics) -> float:
+        """See `Exporter.input_scale`."""
+        scheme = SCHEMES[format_name]
+        if scheme.input_part == INPUT_GLOBAL_SCALE:
+            return global_scale(statistics)
+        if scheme.inputs is None or scheme.input_part != INPUT_SCALE:
+            return super().input_scale(format_name, statistics)
+        if scheme.inputs["type"] == "int":
+            return static_scale(statistics, nearest_int8, 127)
+        return static_scale(statistics, E4M3.nearest, float(E4M3.maximum))
