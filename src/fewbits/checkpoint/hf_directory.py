@@ -130,7 +130,7 @@ def unpacked_weights(stored: Checkpoint) -> dict[str, LazyTensor] | None:
     Raises:
         CheckpointError: arrays of a weight are missing, or of another shape than its format says.
     """
-    quantization = _quantization(stored.config)
+    quantization = quantization_of(stored.config)
     if not quantization:
         return None
     from fewbits.checkpoint.packed import unpack_modules  # it imports the formats
@@ -140,7 +140,7 @@ def unpacked_weights(stored: Checkpoint) -> dict[str, LazyTensor] | None:
     return None if reader is None else unpack_modules(stored.tensors, reader)
 
 
-def _quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def quantization_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The config's description of how it is quantized; {} without one."""
     for key in _QUANTIZATION_KEYS:
         if isinstance(quantization := config.get(key), dict):
@@ -150,14 +150,14 @@ def _quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def quantization_method(stored: Checkpoint) -> str | None:
     """How a directory's weights are quantized, by its config or its tensors' names; None if they aren't."""
-    if quantization := _quantization(stored.config):
+    if quantization := quantization_of(stored.config):
         return str(quantization.get("quant_method", "an unnamed quantization_config"))
     packed = next((name for name in stored.tensors if name.endswith(_PACKED_SUFFIXES)), None)
     return f"a packed tensor {packed}" if packed else None
 
 
 def _is_scaled_fp8(config: Mapping[str, Any], method: str) -> bool:
-    quantization = _quantization(config)
+    quantization = quantization_of(config)
     if method == _COMPRESSED_TENSORS:
         groups = quantization.get("config_groups")
         layouts = [quantization.get("format")]
