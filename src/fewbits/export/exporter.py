@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewbits.checkpoint.checkpoint import Checkpoint, LazyTensor
+from fewbits.checkpoint.checkpoint import Checkpoint, Floats, LazyTensor
+from fewbits.checkpoint.source import open_checkpoint
 
 # Name of the one part of tensors that the container holds as one run of bytes.
 WHOLE = "data"
@@ -122,6 +123,7 @@ class Exporter(ABC):
         default_format: the goal when none is given.
         plain_formats: dtypes that tensors may stay in.
         alignment: tensors begin at multiples of it.
+        kv_caches: names of quantized key-value caches that it has scales for.
     """
 
     name: str
@@ -131,6 +133,7 @@ class Exporter(ABC):
     default_format: str
     plain_formats: tuple[str, ...] = ("F32", "F16", "BF16")
     alignment: int = 1
+    kv_caches: tuple[str, ...] = ()
 
     @abstractmethod
     def tensors(self, checkpoint: Checkpoint) -> list[OutputTensor]:
@@ -203,6 +206,25 @@ class Exporter(ABC):
         Raises:
             VerificationError: it doesn't read back.
         """
+
+    def cache_scale(self, attention: str, part: str, scales: Floats, block: int | None) -> OutputTensor:
+        """The tensor of a layer's scales for its cache; for containers with `kv_caches`.
+
+        Args:
+            attention: the container's name of the module that caches.
+            part: ``k`` or ``v``.
+            scales: float32 [1], or [H] with one for each head.
+            block: that the layer is.
+        """
+        raise NotImplementedError
+
+    def written(self, path: Path) -> Mapping[str, LazyTensor]:
+        """All tensors of a written artifact by name, as users' files are read.
+
+        Raises:
+            FewbitsError: it can't be read.
+        """
+        return open_checkpoint(path).tensors
 
     def foreign(self, path: Path) -> list[str]:
         """What an existing artifact holds that fewbits didn't put there, and so must not replace."""

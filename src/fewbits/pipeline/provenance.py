@@ -32,6 +32,7 @@ class Provenance:
         folds: sha256 of the factors that channels were rescaled with; empty if none were.
         imatrix: what the importance matrix was; empty without one.
         imatrix_hash: the file's sha256.
+        kv_cache: the key-value cache that the artifact has scales for; empty without.
         version: of fewbits.
         plan_data: the choices found in an artifact, unparsed; None before one is made.
     """
@@ -47,6 +48,7 @@ class Provenance:
     tuning: str = ""
     imatrix: str = ""
     imatrix_hash: str = ""
+    kv_cache: str = ""
     version: str = __version__
     plan_data: Any = field(default=None, repr=False)
 
@@ -70,6 +72,7 @@ class Provenance:
                 tuning=str(metadata.get("fewbits.tuning", "")).strip(),
                 imatrix=str(metadata.get("fewbits.imatrix.name", "")),
                 imatrix_hash=str(metadata.get("fewbits.imatrix.hash", "")),
+                kv_cache=str(metadata.get("fewbits.kv_cache", "")),
                 plan_data=json.loads(metadata["fewbits.plan"]),
             )
         except (KeyError, ValueError, TypeError) as error:
@@ -100,4 +103,6 @@ def provenance_metadata(provenance: Provenance, plan: Plan) -> dict[str, Any]:
     if provenance.imatrix:
         keys["fewbits.imatrix.name"] = provenance.imatrix
         keys["fewbits.imatrix.hash"] = provenance.imatrix_hash
+    if provenance.kv_cache:
+        keys["fewbits.kv_cache"] = provenance.kv_cache
     return keys

@@ -110,6 +110,7 @@ def quantize(
     algorithm: str | None = None,
     fold: bool = True,
     tune: bool = False,
+    kv_cache: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> QuantizeResult:
@@ -137,6 +138,7 @@ def quantize(
             calibrated effort ``imatrix``, ``gptq``, ``signround``.
         fold: whether scales of channels may move from norms and maps into the maps that read them (see `Settings`).
         tune: whether effort best trains scales and norms once the codes are chosen.
+        kv_cache: write scales for a quantized key-value cache as well, calibrated: ``fp8`` or ``fp8_per_head``.
         force: replace an existing output, and discard interrupted work of another job.
         progress: receives what is being done.
 
@@ -148,7 +150,9 @@ def quantize(
     output = Path(output)
     check_output(output, force=force, exporter=get_exporter(to))
     effort = effort_or_default(effort, imatrix)
-    settings = Settings(to, effort, calibration, memory, threads, seed, imatrix, algorithm, fold, tune)
+    settings = Settings(
+        to, effort, calibration, memory, threads, seed, imatrix, algorithm, fold, tune, kv_cache
+    )
     goal = Goal(format, bits, size, max_kl, plan, like, tuple(pins))
     job = prepare_job(source, goal, settings, progress)
     workers = check_resources(job, output, settings)

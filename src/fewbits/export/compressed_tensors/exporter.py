@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from fewbits.checkpoint.checkpoint import Checkpoint
+from fewbits.checkpoint.checkpoint import Checkpoint, Floats
 from fewbits.checkpoint.compressed_tensors import MARKERS, PARTS
 from fewbits.checkpoint.packed import WEIGHT
 from fewbits.export.compressed_tensors.quantization_config import quantization_config
 from fewbits.export.exporter import OutputTensor
 from fewbits.export.hugging_face.directory import HuggingFaceDirectory
 from fewbits.export.hugging_face.safetensors_files import Array
+from fewbits.export.kv_cache import FP8, FP8_PER_HEAD, scale_tensor
 from fewbits.formats import get_format
 from fewbits.formats.compressed_tensors import EVERYWHERE, SCHEMES, SHAPE_PART, rare
 
@@ -30,6 +31,7 @@ class CompressedTensorsExporter(HuggingFaceDirectory):
     default_format = "INT4_G128_SYM"  # what the most runtimes compute the fastest
     markers = MARKERS
     parts = PARTS
+    kv_caches = (FP8, FP8_PER_HEAD)
 
     def notes(self, checkpoint: Checkpoint, formats: Mapping[str, str]) -> tuple[str, ...]:
         """Which runtimes don't compute the formats, and which weights stayed as they are."""
@@ -47,6 +49,11 @@ class CompressedTensorsExporter(HuggingFaceDirectory):
                 "transformers can't load experts with zero points; formats that end in _SYM have none"
             )
         return (*notes, *super().notes(checkpoint, formats))
+
+    def cache_scale(self, attention: str, part: str, scales: Floats, block: int | None) -> OutputTensor:
+        """See `Exporter.cache_scale`: [1], or [H, 1, 1]."""
+        numbers = scales if len(scales) == 1 else scales.reshape(-1, 1, 1)
+        return scale_tensor(f"{attention}.{part}_scale", numbers, "BF16", block)
 
     def description(self, tensors: Sequence[OutputTensor], formats: Mapping[str, str]) -> dict[str, Any]:
         """See `HuggingFaceDirectory.description`."""

@@ -21,6 +21,8 @@ from typing import Any
 from fewbits.architectures import parameters_of_directory, to_published
 from fewbits.checkpoint.checkpoint import Checkpoint, LazyTensor, StoredTensor
 from fewbits.checkpoint.dtypes import PLAIN, STORAGE
+from fewbits.checkpoint.hf_directory import read_hf_directory
+from fewbits.checkpoint.kv_cache import KEY_SCALE, VALUE_SCALE
 from fewbits.checkpoint.packed import WEIGHT, owner_of, quantized_modules
 from fewbits.errors import ArchitectureError, CheckpointError, PlanError, VerificationError
 from fewbits.export.exporter import WHOLE, Exporter, Layout, OutputFile, OutputTensor, Region
@@ -217,6 +219,12 @@ class HuggingFaceDirectory(Exporter):
             tensor, part = (array, WHOLE) if owner is None else (f"{owner[0]}.{WEIGHT}", owner[1])
             parts.setdefault(tensor, {})[part] = region
         return Layout(files, parts)
+
+    def written(self, path: Path) -> Mapping[str, LazyTensor]:
+        """See `Exporter.written`; scales of the key-value cache, which are no weights, included."""
+        stored = read_hf_directory(path).tensors
+        scales = {n: t for n, t in stored.items() if n.endswith((KEY_SCALE, VALUE_SCALE))}
+        return {**super().written(path), **scales}
 
     def foreign(self, path: Path) -> list[str]:
         """Files that are no part of a model that fewbits made."""
