@@ -94,7 +94,7 @@ class CacheObservation:
         self._running.pop()
 
 
-class _ObservedCache(DynamicCache):
+class _ObservedCache(DynamicCache):  # type: ignore[misc]
     """Takes notes and keeps nothing."""
 
     def __init__(self, config: Any, observation: CacheObservation) -> None:

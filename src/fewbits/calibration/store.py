@@ -158,12 +158,11 @@ class StatisticsStore:
             ResumeError: the file is damaged.
         """
         with self._open(name, _CACHE) as file:
-            sources = {
-                part: ChannelSource(str(file[part]), file[f"{part}_rows"])
+            sources = [
+                ChannelSource(str(file[part]), file[f"{part}_rows"]) if part in file else None
                 for part in _CACHE_SOURCES
-                if part in file
-            }
-            return CacheStatistics(**{part: file[part] for part in _CACHE_PARTS}, **sources)
+            ]
+            return CacheStatistics(*(file[part] for part in _CACHE_PARTS), *sources)
 
     def caches(self) -> list[str]:
         """The names that `save_cache` wrote under, sorted."""

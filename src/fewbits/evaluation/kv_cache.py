@@ -150,7 +150,7 @@ def named_scheme(name: str, scales: StoredScales) -> CacheScheme | None:
     )
 
 
-class RoundedCache(DynamicCache):
+class RoundedCache(DynamicCache):  # type: ignore[misc]
     """transformers' cache, in which keys and values are what a runtime keeps of them."""
 
     def __init__(self, config: Any, scheme: CacheScheme) -> None:

@@ -296,7 +296,8 @@ def hadamard(size: int) -> Tensor:
     matrix = torch.ones(1, 1)
     for _ in range(int(log2(size))):
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return matrix / size**0.5
+    scaled: Tensor = matrix / size**0.5
+    return scaled
 
 
 @cache
