@@ -20,6 +20,9 @@ from fewbits.errors import CalibrationError
 from fewbits.language_model.predictions import Decoded
 from fewbits.language_model.skeleton import Skeleton, read_parameter
 
+# How decoders hand the cache to their blocks.
+_CACHE = "past_key_values"
+
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -76,9 +79,16 @@ class BlockwiseModel:
         finally:
             self.skeleton.empty(module)
 
-    def run(self, index: int, hidden: Tensor) -> Tensor:
-        """The output of a filled block."""
+    @property
+    def config(self) -> Any:
+        """Config of the decoder, as transformers has it."""
+        return self._decoder.config
+
+    def run(self, index: int, hidden: Tensor, cache: Any = None) -> Tensor:
+        """The output of a filled block, with an empty cache of transformers for keys and values if one is given."""
         args, kwargs = self._call(hidden)[index]
+        if cache is not None and _CACHE in kwargs:
+            kwargs = {**kwargs, _CACHE: cache}
         output = self.blocks[index](hidden, *args, **kwargs)
         result: Tensor = output[0] if isinstance(output, tuple) else output
         return result

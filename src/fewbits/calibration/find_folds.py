@@ -36,7 +36,7 @@ _TOKENS = 16
 _OFFSETS = (0.0, 1.0)
 
 # A tensor, factors that broadcast over it, and what is added before and taken away after.
-_Change = tuple[Tensor, Tensor, float]
+Change = tuple[Tensor, Tensor, float]
 
 
 def block_folds(model: BlockwiseModel, index: int, like: Iterable[Fold] = ()) -> list[Fold]:
@@ -72,8 +72,8 @@ def head_fold(model: BlockwiseModel, width: int) -> Fold | None:
                 continue
             bias = _bias_of(name, parameters)
             for offset in _OFFSETS:
-                scales = _scales(width)
-                with _multiplied(_of_producer(parameter, parameters.get(bias), scales, offset)):
+                scales = distinct_scales(width)
+                with multiplied(producer_changes(parameter, parameters.get(bias), scales, offset)):
                     after = norm(hidden)
                 if _same(after, before * scales):
                     return Fold(name, bias, offset, (skeleton.head,), np.arange(width))
@@ -143,16 +143,16 @@ class _Trial:
         parameter = self.parameters[producer]
         count = len(range(*rows.indices(len(parameter))))
         scales = torch.ones(len(parameter))
-        scales[rows] = _scales(count)
+        scales[rows] = distinct_scales(count)
         bias = _bias_of(producer, self.parameters)
-        with _multiplied(_of_producer(parameter, self.parameters.get(bias), scales, offset)):
+        with multiplied(producer_changes(parameter, self.parameters.get(bias), scales, offset)):
             inputs, _ = self._run(self._alone)
         readers: dict[str, npt.NDArray[np.intp]] = {}
         for name, before in self._inputs.items():
             if (
                 name in inputs
                 and name != producer
-                and (made := _made_by(before, inputs[name], scales)) is not None
+                and (made := channel_sources(before, inputs[name], scales)) is not None
             ):
                 readers[name] = made
         if not readers:
@@ -181,9 +181,9 @@ class _Trial:
         made = torch.ones(len(producer))
         used = np.unique(fold.rows)
         made[used] = 2.0 ** torch.randint(-1, 2, (len(used),), generator=generator)
-        changes = _of_producer(producer, self.parameters.get(fold.bias), made, fold.offset)
+        changes = producer_changes(producer, self.parameters.get(fold.bias), made, fold.offset)
         changes += [(self._matrix(name), 1 / made[fold.rows], 0.0) for name in fold.consumers]
-        with _multiplied(changes):
+        with multiplied(changes):
             _, output = self._run(self._together)
         return _same(output, self._output)
 
@@ -239,7 +239,7 @@ def _bias_of(name: str, parameters: Mapping[str, nn.Parameter]) -> str:
     return bias if name.endswith(".weight") and bias in parameters else ""
 
 
-def _made_by(before: Tensor, after: Tensor, scales: Tensor) -> npt.NDArray[np.intp] | None:
+def channel_sources(before: Tensor, after: Tensor, scales: Tensor) -> npt.NDArray[np.intp] | None:
     """For each column of an input [T, K], the row whose scale it was multiplied with; None if it wasn't."""
     if before.shape != after.shape or not len(before):
         return None
@@ -263,8 +263,8 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and bool((one - other).abs().max() <= _TOLERANCE * other.abs().max())
 
 
-def _scales(count: int) -> Tensor:
-    """Different numbers in no order, float32 [count]."""
+def distinct_scales(count: int) -> Tensor:
+    """Different numbers in no order and none near 1, float32 [count]."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     return torch.linspace(_LEAST, _MOST, count)[order]
 
@@ -274,7 +274,7 @@ def _random(*shape: int) -> Tensor:
 
 
 @contextmanager
-def _multiplied(changes: Iterable[_Change]) -> Iterator[None]:
+def multiplied(changes: Iterable[Change]) -> Iterator[None]:
     """Tensors changed for a while; undone at the end."""
     kept = []
     try:
@@ -289,7 +289,7 @@ def _multiplied(changes: Iterable[_Change]) -> Iterator[None]:
                 tensor.copy_(before)
 
 
-def _of_producer(tensor: Tensor, bias: Tensor | None, scales: Tensor, offset: float) -> list[_Change]:
+def producer_changes(tensor: Tensor, bias: Tensor | None, scales: Tensor, offset: float) -> list[Change]:
     """Rows (of vectors: elements) of a producer and its bias times scales."""
     rows = scales.reshape(-1, *[1] * (tensor.dim() - 1))
     return [(tensor, rows, offset), *([] if bias is None else [(bias, scales, 0.0)])]

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from fewbits.calibration.blocks import BlockwiseModel
 from fewbits.calibration.boundaries import Boundaries
+from fewbits.calibration.cache_statistics import CacheObservation, cache_statistics
 from fewbits.calibration.conversion import (
     blend_starved,
     embedding_statistics,
@@ -194,21 +195,26 @@ def _backward(run: _Run) -> None:
 def _gather_block(run: _Run, index: int, append: Callable[[Tensor], None]) -> None:
     model, name = run.model, run.model.names[index]
     like = [] if index + 1 == run.last else map(Fold.from_data, run.store.folds(model.names[index + 1]))
-    run.store.save_folds(name, [fold.as_data() for fold in block_folds(model, index, like)])
+    folds = block_folds(model, index, like)
+    run.store.save_folds(name, [fold.as_data() for fold in folds])
     weights = sum(parameter.nbytes for parameter in model.blocks[index].parameters())
     budget = None if run.memory is None else run.memory - _OVERHEAD - weights
     for number, maps in enumerate(_passes(linear_maps(model.blocks[index], name), budget)):
         observation = Observation(model.blocks[index], name, maps)
+        cache = CacheObservation()
         for start, stop, held_out in run.batches():
             hidden = run.boundaries.read("hidden", index, start, stop).requires_grad_()
             after = run.boundaries.read("gradient", index + 1, start, stop)
             observation.held_out = held_out
-            with observation:
-                output = model.run(index, hidden)
+            with observation, cache.watching(model.blocks[index], name):
+                output = model.run(index, hidden, cache.empty(model.config))
             (gradient,) = torch.autograd.grad(output, hidden, after)
             if number == 0:
                 append(gradient)
         save_block(run.store, observation.sums, maps, run.tokens)
+        if number == 0:
+            for module, found in cache_statistics(model, index, cache, folds).items():
+                run.store.save_cache(module, found)
     blend_starved(run.store, name)
 
 

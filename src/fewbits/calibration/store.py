@@ -14,6 +14,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from fewbits.calibration.kv_statistics import CacheStatistics, ChannelSource
 from fewbits.calibration.statistics import Statistics
 from fewbits.errors import CalibrationError, OutputError, ResumeError
 
@@ -23,6 +24,9 @@ FORMAT_VERSION = 4
 _DESCRIPTION = "calibration.json"
 _COMPLETE = "complete.json"
 _FOLDS = ".folds.json"
+_CACHE = ".kv"
+_CACHE_PARTS = ("key_peaks", "value_peaks", "keys", "values")
+_CACHE_SOURCES = ("key_source", "value_source")
 # An expert's K x K second moment from fewer tokens than K / 4 is mostly noise.
 _STARVED = 4
 
@@ -35,6 +39,7 @@ class StatisticsStore:
         FOLDER/calibration.json   what they are gathered from
         FOLDER/NAME.npz           second_moment, held_out [K, K], row_importance [N], tokens, …
         FOLDER/NAME.folds.json    channels of a block (or of the head) that may be rescaled
+        FOLDER/NAME.kv            keys and values that a module hands to the cache, in NumPy's .npz
         FOLDER/state/             of a run that isn't finished
         FOLDER/complete.json      written last
     """
@@ -136,6 +141,37 @@ class StatisticsStore:
         """The names that `save_folds` wrote under, sorted."""
         return sorted(path.name.removesuffix(_FOLDS) for path in self.folder.glob(f"*{_FOLDS}"))
 
+    def save_cache(self, name: str, found: CacheStatistics) -> None:
+        """Write what is known of the keys and values that a module hands to the cache.
+
+        Raises:
+            OutputError: they can't be written.
+        """
+        arrays: dict[str, Any] = {part: getattr(found, part) for part in _CACHE_PARTS}
+        for part in _CACHE_SOURCES:
+            if (source := getattr(found, part)) is not None:
+                arrays |= {part: np.array(source.parameter), f"{part}_rows": source.rows}
+        with _written(self.folder / f"{name}{_CACHE}") as file:
+            np.savez(file, **arrays)
+
+    def load_cache(self, name: str) -> CacheStatistics:
+        """What `save_cache` wrote under a name.
+
+        Raises:
+            CalibrationError: there is nothing under this name.
+            ResumeError: the file is damaged.
+        """
+        with self._open(name, _CACHE) as file:
+            sources = [
+                ChannelSource(str(file[part]), file[f"{part}_rows"]) if part in file else None
+                for part in _CACHE_SOURCES
+            ]
+            return CacheStatistics(*(file[part] for part in _CACHE_PARTS), *sources)
+
+    def caches(self) -> list[str]:
+        """The names that `save_cache` wrote under, sorted."""
+        return sorted(path.name.removesuffix(_CACHE) for path in self.folder.glob(f"*{_CACHE}"))
+
     def starved(self) -> dict[str, int]:
         """Experts that saw fewer than K / 4 tokens, and how many; their statistics lean on the others'."""
         result = {}
@@ -173,8 +209,8 @@ class StatisticsStore:
         shutil.rmtree(self.folder / "state", ignore_errors=True)
 
     @contextmanager
-    def _open(self, name: str) -> Iterator[Any]:
-        path = self.folder / f"{name}.npz"
+    def _open(self, name: str, ending: str = ".npz") -> Iterator[Any]:
+        path = self.folder / f"{name}{ending}"
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 yield arrays

@@ -16,6 +16,11 @@ from fewbits.cli.progress import TerminalProgress
 if TYPE_CHECKING:
     from fewbits.evaluation.language_model import Activations
 
+KV_CACHE = (
+    "Round keys and values as a runtime's cache does, e.g. q8_0, q8_0/q4_0, fp8, int8_per_token_head; float: not at "
+    "all. Default: as the model's config says, else float."
+)
+
 
 def evaluate(
     quantized: Annotated[str, typer.Argument(help="GGUF file, Hugging Face directory, or hub id.")],
@@ -29,6 +34,7 @@ def evaluate(
     activations: Annotated[
         str, typer.Option(help="runtime: rounded as llama.cpp does for GGUF files; float: weights alone.")
     ] = "runtime",
+    kv_cache: Annotated[str | None, typer.Option(metavar="NAME", help=KV_CACHE)] = None,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Compare a quantized model with its source: KL divergence, perplexity, top-1 agreement."""
@@ -45,6 +51,7 @@ def evaluate(
                 chunks=chunks,
                 threads=threads,
                 activations=cast("Activations", activations),  # checked by `compare`
+                kv_cache=kv_cache,
                 progress=progress,
             )
         sys.stdout.write((json.dumps(asdict(result)) if json_output else result.describe()) + "\n")

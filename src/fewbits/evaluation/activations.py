@@ -10,8 +10,8 @@ ggml-cpu.c's table `type_traits_cpu`; the repacked kernels take the same types):
     F16, BF16             x rounded to that type
 
 On small models at 8 bits this costs as much as the rounding of the weights, so an evaluation that leaves
-it out is not what the user of the file will see. Left out here, being far smaller: the float16 KV cache,
-and Q8_1's float16 rounding of the sum.
+it out is not what the user of the file will see. Left out here, being far smaller: Q8_1's float16 rounding
+of the sum. The key-value cache is simulated apart from it, where asked for (kv_cache.py).
 
 Where a directory says that activations have 8 bits, each token's are rounded with a scale of its own:
 

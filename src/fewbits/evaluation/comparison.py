@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,14 @@ import numpy as np
 from fewbits.checkpoint.checkpoint import Checkpoint
 from fewbits.errors import EvaluationError
 from fewbits.evaluation.memory import available_memory, require_memory
-from fewbits.evaluation.quality import PositionStatistics, Quality, join, position_statistics, quality
+from fewbits.evaluation.quality import (
+    Doubles,
+    PositionStatistics,
+    Quality,
+    join,
+    position_statistics,
+    quality,
+)
 from fewbits.evaluation.text import EvaluationText, read_text
 from fewbits.language_model.packages import require_models_extra
 from fewbits.language_model.threads import torch_threads
@@ -46,6 +54,11 @@ class Evaluation(Quality):
         quantized: path of the quantized model.
         activations: of the quantized model: ``runtime`` (rounded as llama.cpp does) or ``float``.
         activations_reference: of the original.
+        kv_cache: how the quantized model's keys and values were kept; ``float``: not rounded.
+        kv_cache_bytes: bytes that its cache keeps of a token; 0 where it isn't rounded.
+        kv_cache_bytes_f16: what they would be in float16.
+        kl_mean_float_kv_cache: mean KL divergence of the same model with a cache that isn't rounded, in nats per token;
+            None where it isn't anyway.
         seconds: wall time, loading included.
     """
 
@@ -57,6 +70,10 @@ class Evaluation(Quality):
     quantized: str
     activations: str
     activations_reference: str
+    kv_cache: str
+    kv_cache_bytes: float
+    kv_cache_bytes_f16: float
+    kl_mean_float_kv_cache: float | None
     seconds: float
 
     def describe(self) -> str:
@@ -73,8 +90,15 @@ class Evaluation(Quality):
             ("text", f"{self.text}, SHA-256 {self.text_sha256[:12]}…"),
             ("scored", f"{self.tokens} tokens in {self.chunks} chunks of {self.context}"),
             ("activations", f"{self.activations}; of the original: {self.activations_reference}"),
+            ("key-value cache", self._describe_cache()),
         )
         return "\n".join(f"{name:<18} {value}" for name, value in rows)
+
+    def _describe_cache(self) -> str:
+        if self.kl_mean_float_kv_cache is None:
+            return f"{self.kv_cache} (not rounded)"
+        size = f"{self.kv_cache_bytes:,.0f} bytes per token, {self.kv_cache_bytes_f16:,.0f} as f16"
+        return f"{self.kv_cache}: {size}; KL without rounding it {self.kl_mean_float_kv_cache:.5f}"
 
 
 def evaluate(
@@ -85,6 +109,7 @@ def evaluate(
     chunks: int = 24,
     threads: int | None = None,
     activations: Activations = "runtime",
+    kv_cache: str | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Compare a quantized model's predictions with its source's; see quality.py for the definitions.
@@ -98,6 +123,8 @@ def evaluate(
         threads: CPU threads; None for PyTorch's choice.
         activations: ``runtime`` rounds the inputs of a GGUF file's linear maps as llama.cpp does, ``float``
             evaluates its weights alone. Both models alike.
+        kv_cache: how the quantized model keeps keys and values, as ``q8_0`` or ``q8_0/q4_0`` (see kv_cache.py),
+            ``float`` for not rounded; None for what its config says, else not rounded. The original's never are.
         progress: told of chunks done and the mean KL divergence so far.
 
     Raises:
@@ -118,11 +145,12 @@ def evaluate(
     from fewbits.evaluation.language_model import load_language_model  # torch: seconds, and only now
 
     with torch_threads(threads):
-        model = load_language_model(checkpoints[0], activations)
+        model = load_language_model(checkpoints[0], activations, kv_cache)
+        sizes = (0.0, 0.0) if model.kv_cache is None else model.cache_bytes()
         reference = load_language_model(checkpoints[1], activations)
         pieces = _chunks(reference, passage, context, chunks)
         _require_same_vocabulary(model, reference, pieces)
-        positions = _compare(model, reference, pieces, progress)
+        positions, without = _compare(model, reference, pieces, progress)
     return Evaluation(
         **asdict(quality(positions)),
         chunks=len(pieces),
@@ -133,6 +161,10 @@ def evaluate(
         quantized=str(quantized),
         activations=model.activations,
         activations_reference=reference.activations,
+        kv_cache="float" if model.kv_cache is None else model.kv_cache.name,
+        kv_cache_bytes=sizes[0],
+        kv_cache_bytes_f16=sizes[1],
+        kl_mean_float_kv_cache=without,
         seconds=time.monotonic() - started,
     )
 
@@ -213,10 +245,13 @@ def _require_same_vocabulary(model: LanguageModel, reference: LanguageModel, chu
 
 def _compare(
     model: LanguageModel, reference: LanguageModel, chunks: list[list[int]], progress: Progress
-) -> PositionStatistics:
+) -> tuple[PositionStatistics, float | None]:
+    """Statistics of all positions, and the mean KL divergence without rounding of keys and values, if there is any."""
     progress.stage("evaluate", len(chunks), "chunks")
     tokenizer = reference.tokenizer
+    unrounded = None if model.kv_cache is None else replace(model, kv_cache=None)
     pieces: list[PositionStatistics] = []
+    without: list[Doubles] = []
     for chunk in chunks:
         first = len(chunk) // 2
         following = np.array(chunk[first + 1 :])
@@ -225,11 +260,14 @@ def _compare(
         )
         # The last token is only predicted, never read.
         read = [token for token in begun[:-1] if token is not None]
-        pairs = zip(reference.logits(read, first), model.logits(read, first), strict=True)
+        plain = repeat(None) if unrounded is None else unrounded.logits(read, first)
+        triples = zip(reference.logits(read, first), model.logits(read, first), plain, strict=False)
         done = 0
-        for original, approximate in pairs:
+        for original, approximate, other in triples:
             stop = done + len(original)
             pieces.append(position_statistics(original, approximate, following[done:stop]))
+            if other is not None:
+                without.append(position_statistics(original, other, following[done:stop]).kl)
             done = stop
         progress.advance(1, f"KL {np.concatenate([piece.kl for piece in pieces]).mean():.4f}")
-    return join(pieces)
+    return join(pieces), float(np.concatenate(without).mean()) if without else None

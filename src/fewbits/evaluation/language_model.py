@@ -31,6 +31,8 @@ from fewbits.evaluation.activations import (
     Rounding,
     RuntimeActivations,
 )
+from fewbits.evaluation.kv_cache import FLOAT, CacheScheme
+from fewbits.evaluation.stored_kv_cache import scheme_of
 from fewbits.language_model.text_tokenizer import TextTokenizer, open_tokenizer
 from fewbits.language_model.transformers_model import (
     model_from_directory,
@@ -55,6 +57,7 @@ class LanguageModel:
         vocabulary: V, logits per position.
         context_limit: tokens the model is made for, or None where its files don't say.
         activations: ``runtime`` if linear maps round their inputs as the model's runtime does, else ``float``.
+        kv_cache: how keys and values are rounded on their way into the cache; None: not at all.
     """
 
     name: str
@@ -64,6 +67,7 @@ class LanguageModel:
     activations: Activations
     _model: Any
     _roundings: Mapping[int, Rounding]
+    kv_cache: CacheScheme | None = None
 
     def forward(self, tokens: Sequence[int], cache: Any, keep: int) -> tuple[Tensor, Any]:
         """Run tokens that follow those in `cache` (None: from the start).
@@ -73,6 +77,8 @@ class LanguageModel:
         """
         options = {"logits_to_keep": keep} if self._can_keep else {}
         rounding = RuntimeActivations(self._roundings) if self._roundings else nullcontext()
+        if cache is None and self.kv_cache is not None:
+            cache = self.kv_cache.cache(self._model.config.get_text_config(decoder=True))
         with torch.inference_mode(), rounding:
             output = self._model(
                 input_ids=torch.tensor([list(tokens)]), past_key_values=cache, use_cache=True, **options
@@ -100,6 +106,26 @@ class LanguageModel:
             parameter.data = parameter.data.to(wanted)
         return self.with_float_activations()
 
+    def cache_bytes(self) -> tuple[float, float]:
+        """Bytes that the rounded cache keeps of a token, and what it would in float16.
+
+        Raises:
+            EvaluationError: keys and values of this model can't be rounded.
+        """
+        problem = "no keys and values go into its cache"
+        try:
+            _, cache = self.forward([0], None, 1)
+            sizes = cache.nbytes_per_token
+        except (AttributeError, ValueError) as error:  # a kind of cache of the model's own
+            sizes, problem = (0.0, 0.0), (str(error).splitlines() or [type(error).__name__])[0]
+        if not sizes[1]:
+            raise EvaluationError(
+                f"a key-value cache can't be simulated for {self.name}",
+                found=problem,
+                action="Leave out --kv-cache",
+            )
+        return float(sizes[0]), float(sizes[1])
+
     @property
     def _can_keep(self) -> bool:
         return "logits_to_keep" in inspect.signature(self._model.forward).parameters
@@ -121,10 +147,13 @@ class LanguageModel:
             yield logits.numpy()
 
 
-def load_language_model(checkpoint: Checkpoint, activations: Activations = "runtime") -> LanguageModel:
+def load_language_model(
+    checkpoint: Checkpoint, activations: Activations = "runtime", kv_cache: str | None = FLOAT
+) -> LanguageModel:
     """Load a model and its tokenizer.
 
-    `activations` counts for GGUF files, and for directories that say that activations are quantized.
+    `activations` counts for GGUF files, and for directories that say that activations are quantized. `kv_cache` names
+    how keys and values are rounded; None: as the directory says.
 
     Raises:
         EvaluationError: transformers can't build the model, or the file lacks some of its weights.
@@ -140,7 +169,7 @@ def load_language_model(checkpoint: Checkpoint, activations: Activations = "runt
         model = model_from_directory(checkpoint)
         tensors = parameters_of_directory(checkpoint, [name for name, _ in model.named_parameters()])
     roundings = _roundings(model, tensors, table) if activations == "runtime" else {}
-    return _language_model(checkpoint, model, tokenizer, roundings)
+    return _language_model(checkpoint, model, tokenizer, roundings, scheme_of(checkpoint, model, kv_cache))
 
 
 def language_model_of(checkpoint: Checkpoint, tokenizer: TextTokenizer) -> LanguageModel:
@@ -150,11 +179,15 @@ def language_model_of(checkpoint: Checkpoint, tokenizer: TextTokenizer) -> Langu
         EvaluationError: transformers can't build it, or weights are missing.
     """
     model = model_from_tensors(checkpoint, dict(checkpoint.config), checkpoint.tensors)
-    return _language_model(checkpoint, model, tokenizer, {})
+    return _language_model(checkpoint, model, tokenizer, {}, None)
 
 
 def _language_model(
-    checkpoint: Checkpoint, model: Any, tokenizer: TextTokenizer, roundings: Mapping[int, Rounding]
+    checkpoint: Checkpoint,
+    model: Any,
+    tokenizer: TextTokenizer,
+    roundings: Mapping[int, Rounding],
+    scheme: CacheScheme | None,
 ) -> LanguageModel:
     text_config = model.config.get_text_config()
     return LanguageModel(
@@ -165,6 +198,7 @@ def _language_model(
         activations="runtime" if roundings else "float",
         _model=model,
         _roundings=roundings,
+        kv_cache=scheme,
     )
 
 

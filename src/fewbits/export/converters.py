@@ -10,7 +10,12 @@ from fewbits.errors import MissingExtraError
 from fewbits.export.converter import Converter
 
 # name -> module and class, imported on first use
-_CONVERTERS: dict[str, tuple[str, str]] = {}
+_CONVERTERS = {
+    "openvino": ("fewbits.export.openvino.converter", "OpenvinoConverter"),
+    "executorch": ("fewbits.export.executorch.converter", "ExecutorchConverter"),
+    "coreml": ("fewbits.export.coreml.converter", "CoremlConverter"),
+    "litert": ("fewbits.export.litert.converter", "LitertConverter"),
+}
 
 
 def converter_names() -> list[str]:

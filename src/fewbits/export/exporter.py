@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fewbits.calibration.statistics import Statistics
-from fewbits.checkpoint.checkpoint import Checkpoint, LazyTensor
+from fewbits.checkpoint.checkpoint import Checkpoint, Floats, LazyTensor
+from fewbits.checkpoint.source import open_checkpoint
 from fewbits.errors import PlanError
 from fewbits.formats.activation_grid import ActivationGrid, integer_grid
 
@@ -132,6 +133,7 @@ class Exporter(ABC):
         alignment: tensors begin at multiples of it.
         fallbacks: whether tensors whose rows a format's block doesn't divide may have its fallback while others have
             the format: not where the container, or a runtime that it is for, knows one format in a model.
+        kv_caches: names of quantized key-value caches that it has scales for.
     """
 
     name: str
@@ -142,6 +144,7 @@ class Exporter(ABC):
     plain_formats: tuple[str, ...] = ("F32", "F16", "BF16")
     alignment: int = 1
     fallbacks: bool = True
+    kv_caches: tuple[str, ...] = ()
 
     @abstractmethod
     def tensors(self, checkpoint: Checkpoint) -> list[OutputTensor]:
@@ -232,6 +235,25 @@ class Exporter(ABC):
     @abstractmethod
     def recognises(self, stored: Checkpoint) -> bool:
         """Whether an artifact, its tensors as they lie in the files, is this container's."""
+
+    def cache_scale(self, attention: str, part: str, scales: Floats, block: int | None) -> OutputTensor:
+        """The tensor of a layer's scales for its cache; for containers with `kv_caches`.
+
+        Args:
+            attention: the container's name of the module that caches.
+            part: ``k`` or ``v``.
+            scales: float32 [1], or [H] with one for each head.
+            block: that the layer is.
+        """
+        raise NotImplementedError
+
+    def written(self, path: Path) -> Mapping[str, LazyTensor]:
+        """All tensors of a written artifact by name, as users' files are read.
+
+        Raises:
+            FewbitsError: it can't be read.
+        """
+        return open_checkpoint(path).tensors
 
     def foreign(self, path: Path) -> list[str]:
         """What an existing artifact holds that fewbits didn't put there, and so must not replace."""

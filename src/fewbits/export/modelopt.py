@@ -11,17 +11,20 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fewbits.checkpoint.checkpoint import Checkpoint
+from fewbits.checkpoint.checkpoint import Checkpoint, Floats
 from fewbits.checkpoint.modelopt import ALGORITHMS, MARKERS, PARTS
 from fewbits.checkpoint.packed import WEIGHT
 from fewbits.export.exporter import OutputTensor
 from fewbits.export.hugging_face.directory import HuggingFaceDirectory, module_of
+from fewbits.export.kv_cache import FP8, kv_cache_scheme, scale_tensor
 from fewbits.version import __version__
 
 _MIXED = "MIXED_PRECISION"
 _HEAD = "lm_head"
 _INT4 = "MODELOPT_INT4_G128"
 _FP8 = "MODELOPT_FP8"
+# convert_hf_config.py: what config.json says of the cache that hf_quant_config.json calls FP8.
+_KV_CACHE = {"dynamic": False, "num_bits": 8, "type": "float"}
 # What config.json says of weights and inputs.
 _GROUPS: Mapping[str, Mapping[str, Any]] = {
     _FP8: {
@@ -44,6 +47,11 @@ class ModelOptExporter(HuggingFaceDirectory):
     parts = PARTS
     row_multiple = 2
     column_multiple = 16
+    kv_caches = (FP8,)
+
+    def cache_scale(self, attention: str, part: str, scales: Floats, block: int | None) -> OutputTensor:
+        """See `Exporter.cache_scale`: a number, below the projection even where queries, keys and values are one."""
+        return scale_tensor(f"{attention}.{part}_proj.{part}_scale", scales.reshape(()), "F32", block)
 
     def notes(self, checkpoint: Checkpoint, formats: Mapping[str, str]) -> tuple[str, ...]:
         """Which formats vLLM doesn't read (by its quantization/modelopt.py), and which weights stayed as they are."""
@@ -80,6 +88,7 @@ class ModelOptExporter(HuggingFaceDirectory):
         described = {
             "config_groups": groups,
             "ignore": sorted(set(ignored)),
+            **({"kv_cache_scheme": _KV_CACHE} if kv_cache_scheme(tensors) else {}),
             "producer": {"name": "fewbits", "version": __version__},
             **(
                 ALGORITHMS[next(iter(modules))] if one else {"quant_algo": _MIXED, "quantized_layers": layers}
@@ -97,7 +106,7 @@ class ModelOptExporter(HuggingFaceDirectory):
         quantization = {
             **{key: described[key] for key in repeated if key in described},
             "exclude_modules": described["ignore"],
-            "kv_cache_quant_algo": None,
+            "kv_cache_quant_algo": "FP8" if "kv_cache_scheme" in described else None,
         }
         data = {"producer": described["producer"], "quantization": quantization}
         return {"hf_quant_config.json": (json.dumps(data, indent=2) + "\n").encode()}

@@ -101,6 +101,7 @@ def dry_run(
     algorithm: str | None = None,
     fold: bool = True,
     tune: bool = False,
+    kv_cache: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> DryRun:
@@ -114,7 +115,9 @@ def dry_run(
     converter = find_converter(to)
     check_target(source, output, to, force=force)
     effort = effort_or_default(effort, imatrix)
-    settings = Settings(to, effort, calibration, memory, threads, seed, imatrix, algorithm, fold, tune)
+    settings = Settings(
+        to, effort, calibration, memory, threads, seed, imatrix, algorithm, fold, tune, kv_cache
+    )
     goal = Goal(format, bits, size, max_kl, plan, like, tuple(pins))
     job = prepare_job(source, goal, settings, progress)
     used = check_resources(job, output, settings)

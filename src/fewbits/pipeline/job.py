@@ -19,12 +19,13 @@ from fewbits.checkpoint.converted import read_description
 from fewbits.checkpoint.source import open_checkpoint
 from fewbits.errors import FewbitsError, PlanError
 from fewbits.export.exporter import Exporter, Layout, OutputTensor
+from fewbits.export.kv_cache import check_kv_cache
 from fewbits.export.registry import get_exporter
 from fewbits.language_model.packages import require_models_extra
 from fewbits.pipeline.folds import folded, folds_hash
 from fewbits.pipeline.goal import FileSize, Goal, check_goal, pinned_tensors, rounded_choices
 from fewbits.pipeline.provenance import PENDING, Provenance, provenance_metadata
-from fewbits.planning.allocation import build_plan, check_choices, tensor_nbytes, uniform
+from fewbits.planning.allocation import build_plan, check_choices, plain_format, tensor_nbytes, uniform
 from fewbits.planning.byte_size import parse_bytes
 from fewbits.planning.plan import DEFAULT_ALGORITHM, Plan, TensorChoice, parse_choices, read_plan
 from fewbits.progress import Progress, Silent
@@ -65,6 +66,7 @@ class Settings:
         fold: whether the calibrated efforts may move scales of channels from norms and maps into the maps that read
             them, which makes rounding cost less and changes nothing else (but what adapters trained on it expect).
         tune: whether scales and norms are trained once the codes are chosen, and kept if that helps; for effort best.
+        kv_cache: the quantized key-value cache that the output has scales for; None: none.
     """
 
     to: str = "gguf"
@@ -77,6 +79,7 @@ class Settings:
     algorithm: str | None = None
     fold: bool = True
     tune: bool = False
+    kv_cache: str | None = None
 
     def __post_init__(self) -> None:
         if self.effort not in EFFORTS:
@@ -91,6 +94,12 @@ class Settings:
                 "--imatrix takes the place of calibration", found=f"--effort {self.effort}", allowed="fast",
                 action="Leave out one of the two",
             )  # fmt: skip
+        if self.kv_cache is not None and self.effort == "fast":
+            raise FewbitsError(
+                "--kv-cache needs calibration, which sees how large keys and values get",
+                found="--effort fast",
+                allowed="balanced, best",
+            )
         self._check_algorithm()
         if self.tune and self.effort not in TUNED_EFFORTS:
             raise FewbitsError(
@@ -171,6 +180,7 @@ class Preparation:
     Attributes:
         like: the choices of the artifact that is to be made again; None without one.
         file_size: bytes of the whole output for some choices.
+        cache_scales: those of the tensors that hold scales of the key-value cache.
     """
 
     checkpoint: Checkpoint
@@ -183,6 +193,7 @@ class Preparation:
     importance: Importance | None
     like: dict[str, TensorChoice] | None
     file_size: FileSize
+    cache_scales: tuple[OutputTensor, ...] = ()
 
 
 def prepare(source: str | Path, goal: Goal, settings: Settings, progress: Progress) -> Preparation:
@@ -192,6 +203,8 @@ def prepare(source: str | Path, goal: Goal, settings: Settings, progress: Progre
         FewbitsError: whatever is wrong with the source, the text or their combination.
     """
     exporter = get_exporter(settings.to)
+    if settings.kv_cache is not None:
+        check_kv_cache(exporter, settings.kv_cache)
     checkpoint = open_checkpoint(source)
     tensors = exporter.tensors(checkpoint)
     metadata = exporter.metadata(checkpoint)
@@ -208,9 +221,11 @@ def prepare(source: str | Path, goal: Goal, settings: Settings, progress: Progre
         provenance, like = _like(Path(goal.like), provenance)
         fold = bool(provenance.folds) if provenance.calibration else settings.fold
         settings = replace(
-            settings, effort=provenance.effort, seed=provenance.seed, fold=fold, tune=bool(provenance.tuning)
-        )
+            settings, effort=provenance.effort, seed=provenance.seed, fold=fold, tune=bool(provenance.tuning),
+            kv_cache=provenance.kv_cache or None,
+        )  # fmt: skip
     calibration, importance = None, None
+    scales: list[OutputTensor] = []
     if _asks_for_calibration(goal, settings, like):
         check_goal(tensors, exporter, metadata, goal)
         require_models_extra(f"--effort {settings.effort}")
@@ -220,11 +235,17 @@ def prepare(source: str | Path, goal: Goal, settings: Settings, progress: Progre
         calibration = calibrate(checkpoint, exporter, tensors, metadata, settings, progress, named)
         provenance = replace(_calibrated(provenance, calibration), tuning=PENDING if settings.tune else "")
         tensors = with_input_scales(folded(tensors, calibration.folds), calibration, exporter)
+        if settings.kv_cache is not None:
+            from fewbits.pipeline.kv_cache import cache_scale_tensors
+
+            scales = cache_scale_tensors(settings.kv_cache, calibration, exporter, tensors, metadata)
+            provenance = replace(provenance, kv_cache=settings.kv_cache)
     elif settings.imatrix is not None or provenance.imatrix:
         from fewbits.pipeline.importance import read_importance
 
         importance = read_importance(settings.imatrix, tensors, provenance.imatrix_hash if like else None)
         provenance = replace(provenance, imatrix=importance.name, imatrix_hash=importance.sha256)
+    tensors = [*tensors, *scales]
     file_size = _size_estimate(tensors, exporter, metadata, provenance)
     return Preparation(
         checkpoint,
@@ -237,6 +258,7 @@ def prepare(source: str | Path, goal: Goal, settings: Settings, progress: Progre
         importance,
         like,
         file_size,
+        tuple(scales),
     )
 
 
@@ -254,6 +276,8 @@ def _asks_for_calibration(goal: Goal, settings: Settings, like: Mapping[str, Ten
     """Whether the choice of formats or of codes looks at the model's inputs."""
     if settings.effort == "fast":
         return False
+    if settings.kv_cache is not None:
+        return True
     if like is None and goal.plan is not None:
         like = read_plan(goal.plan).tensors
     if settings.algorithm is not None:
@@ -275,6 +299,8 @@ def prepare_job(source: str | Path, goal: Goal, settings: Settings, progress: Pr
         )
     ready = prepare(source, goal, settings, progress)
     choices, kl = (ready.like, None) if ready.like else _choose(ready, goal, progress)
+    # Plan files are about weights.
+    choices = {**{t.name: plain_format(t) for t in ready.cache_scales}, **choices}
     choices = _runnable(check_choices(ready.tensors, ready.exporter, choices), ready)
     job = assemble(ready.checkpoint, ready.exporter, ready.tensors, ready.metadata, choices, ready.provenance)
     # Prices are those of the effort's own algorithm.

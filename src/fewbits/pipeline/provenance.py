@@ -34,6 +34,7 @@ class Provenance:
         imatrix_hash: the file's sha256.
         exported: name of the artifact whose numbers were taken over; empty if they were made here.
         exported_hash: sha256 over its files.
+        kv_cache: the key-value cache that the artifact has scales for; empty without.
         version: of fewbits.
         plan_data: the choices found in an artifact, unparsed; None before one is made.
     """
@@ -51,6 +52,7 @@ class Provenance:
     imatrix_hash: str = ""
     exported: str = ""
     exported_hash: str = ""
+    kv_cache: str = ""
     version: str = __version__
     plan_data: Any = field(default=None, repr=False)
 
@@ -76,6 +78,7 @@ class Provenance:
                 imatrix_hash=str(metadata.get("fewbits.imatrix.hash", "")),
                 exported=str(metadata.get("fewbits.export.name", "")),
                 exported_hash=str(metadata.get("fewbits.export.hash", "")),
+                kv_cache=str(metadata.get("fewbits.kv_cache", "")),
                 plan_data=json.loads(metadata["fewbits.plan"]),
             )
         except (KeyError, ValueError, TypeError) as error:
@@ -109,4 +112,6 @@ def provenance_metadata(provenance: Provenance, plan: Plan) -> dict[str, Any]:
     if provenance.exported:
         keys["fewbits.export.name"] = provenance.exported
         keys["fewbits.export.hash"] = provenance.exported_hash
+    if provenance.kv_cache:
+        keys["fewbits.kv_cache"] = provenance.kv_cache
     return keys

@@ -122,6 +122,7 @@ def quantize(
     algorithm: str | None = None,
     fold: bool = True,
     tune: bool = False,
+    kv_cache: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> QuantizeResult:
@@ -149,6 +150,7 @@ def quantize(
             calibrated effort ``imatrix``, ``gptq``, ``signround``.
         fold: whether scales of channels may move from norms and maps into the maps that read them (see `Settings`).
         tune: whether effort best trains scales and norms once the codes are chosen.
+        kv_cache: write scales for a quantized key-value cache as well, calibrated: ``fp8`` or ``fp8_per_head``.
         force: replace an existing output, and discard interrupted work of another job.
         progress: receives what is being done.
 
@@ -161,7 +163,9 @@ def quantize(
     converter = find_converter(to)
     check_target(source, output, to, force=force)
     effort = effort_or_default(effort, imatrix)
-    settings = Settings(to, effort, calibration, memory, threads, seed, imatrix, algorithm, fold, tune)
+    settings = Settings(
+        to, effort, calibration, memory, threads, seed, imatrix, algorithm, fold, tune, kv_cache
+    )
     goal = Goal(format, bits, size, max_kl, plan, like, tuple(pins))
     job = prepare_job(source, goal, settings, progress)
     for warning in job.warnings:

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from fewbits.algorithms.registry import needs_statistics
-from fewbits.checkpoint.source import open_checkpoint
 from fewbits.errors import FewbitsError, VerificationError
-from fewbits.export.exporter import OutputTensor
+from fewbits.export.exporter import Exporter, OutputTensor
 from fewbits.pipeline.job import Job
 from fewbits.pipeline.journal import Journal, part_path
 from fewbits.planning.plan import TensorChoice
@@ -41,7 +40,7 @@ def verify_output(job: Job, journal: Journal, progress: Progress) -> None:
             raise _failed(path, name, "other bytes on disk than were written")
         progress.advance(sizes[name], name)
     _compare_headers(path, job)
-    compare_with_source(path, job.tensors, job.plan.tensors, tuned=job.tuned)
+    compare_with_source(job.exporter, path, job.tensors, job.plan.tensors, tuned=job.tuned)
 
 
 def _compare_headers(path: Path, job: Job) -> None:
@@ -58,7 +57,12 @@ def _compare_headers(path: Path, job: Job) -> None:
 
 
 def compare_with_source(
-    path: Path, tensors: Sequence[OutputTensor], choices: Mapping[str, TensorChoice], *, tuned: bool = False
+    exporter: Exporter,
+    path: Path,
+    tensors: Sequence[OutputTensor],
+    choices: Mapping[str, TensorChoice],
+    *,
+    tuned: bool = False,
 ) -> None:
     """Open a written file as any other and compare a sample of every tensor's rows with the source.
 
@@ -68,7 +72,7 @@ def compare_with_source(
         VerificationError: naming the tensor and what differs.
     """
     try:
-        written = open_checkpoint(path).tensors
+        written = exporter.written(path)
     except FewbitsError as error:
         raise _failed(path, "its header", str(error)) from error
     for tensor in tensors:

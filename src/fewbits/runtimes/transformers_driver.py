@@ -79,14 +79,14 @@ def _load(model: str) -> Any:
 
 def _compute_in_float32(model: Any) -> None:
     """Whatever isn't quantized: there transformers keeps the file's dtype, whichever it is asked for."""
-    import bitsandbytes
     import torch
+    from bitsandbytes.nn.modules import Linear4bit
 
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.dtype == torch.bfloat16:
             tensor.data = tensor.data.float()
     for layer in model.modules():
-        if isinstance(layer, bitsandbytes.nn.Linear4bit):
+        if isinstance(layer, Linear4bit):
             layer.compute_dtype = torch.float32
             layer.compute_type_is_set = True  # else the first input would choose it
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from fewbits.algorithms.static_scales import global_scale, nearest_int8, static_scale
 from fewbits.calibration.statistics import Statistics
-from fewbits.checkpoint.checkpoint import Checkpoint
+from fewbits.checkpoint.checkpoint import Checkpoint, Floats
 from fewbits.checkpoint.compressed_tensors import INPUT_PARTS, MARKERS, PARTS
 from fewbits.checkpoint.packed import WEIGHT
 from fewbits.errors import PlanError
@@ -20,6 +20,7 @@ from fewbits.export.compressed_tensors.quantization_config import quantization_c
 from fewbits.export.exporter import OutputTensor
 from fewbits.export.hugging_face.directory import HuggingFaceDirectory
 from fewbits.export.hugging_face.safetensors_files import Array
+from fewbits.export.kv_cache import FP8, FP8_PER_HEAD, scale_tensor
 from fewbits.formats import get_format
 from fewbits.formats.activation_grid import ActivationGrid
 from fewbits.formats.compressed_tensors import (
@@ -42,6 +43,7 @@ class CompressedTensorsExporter(HuggingFaceDirectory):
     default_format = "INT4_G128_SYM"  # what the most runtimes compute the fastest
     markers = MARKERS
     parts = (*INPUT_PARTS, *PARTS)
+    kv_caches = (FP8, FP8_PER_HEAD)
 
     def notes(self, checkpoint: Checkpoint, formats: Mapping[str, str]) -> tuple[str, ...]:
         """Which runtimes don't compute the formats, and which weights stayed as they are."""
@@ -64,6 +66,11 @@ class CompressedTensorsExporter(HuggingFaceDirectory):
         """See `Exporter.activation_grid`."""
         scheme = SCHEMES.get(format_name)
         return None if scheme is None else scheme.activation_grid
+
+    def cache_scale(self, attention: str, part: str, scales: Floats, block: int | None) -> OutputTensor:
+        """See `Exporter.cache_scale`: [1], or [H, 1, 1]."""
+        numbers = scales if len(scales) == 1 else scales.reshape(-1, 1, 1)
+        return scale_tensor(f"{attention}.{part}_scale", numbers, "BF16", block)
 
     def description(self, tensors: Sequence[OutputTensor], formats: Mapping[str, str]) -> dict[str, Any]:
         """See `HuggingFaceDirectory.description`."""

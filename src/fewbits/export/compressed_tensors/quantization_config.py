@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fewbits.export.exporter import OutputTensor
+from fewbits.export.kv_cache import kv_cache_scheme
 from fewbits.formats.compressed_tensors import METHOD, SCHEMES, Scheme
 
 _WEIGHT = ".weight"
@@ -39,7 +40,7 @@ def quantization_config(tensors: Sequence[OutputTensor], formats: Mapping[str, s
         "format": layouts[0] if len(layouts) == 1 else _MIXED,
         "global_compression_ratio": None,
         "ignore": list(dict.fromkeys(ignored)),
-        "kv_cache_scheme": None,
+        "kv_cache_scheme": kv_cache_scheme(tensors),
         "quant_method": METHOD,
         "quantization_status": "compressed",
     }

@@ -22,7 +22,8 @@ from typing import Any
 from fewbits.architectures import parameters_of_directory, to_published
 from fewbits.checkpoint.checkpoint import Checkpoint, LazyTensor, StoredTensor
 from fewbits.checkpoint.dtypes import PLAIN, STORAGE
-from fewbits.checkpoint.hf_directory import quantization_of
+from fewbits.checkpoint.hf_directory import quantization_of, read_hf_directory
+from fewbits.checkpoint.kv_cache import KEY_SCALE, VALUE_SCALE
 from fewbits.checkpoint.packed import WEIGHT, owner_of, quantized_modules
 from fewbits.errors import ArchitectureError, CheckpointError, PlanError, VerificationError
 from fewbits.export.exporter import WHOLE, Exporter, Layout, OutputFile, OutputTensor, Region
@@ -269,6 +270,12 @@ class HuggingFaceDirectory(Exporter):
         described = quantization_of(stored.config)
         named = described.get("quant_method", "")
         return stored.container == "safetensors" and bool(described) and named == self.method
+
+    def written(self, path: Path) -> Mapping[str, LazyTensor]:
+        """See `Exporter.written`; scales of the key-value cache, which are no weights, included."""
+        stored = read_hf_directory(path).tensors
+        scales = {n: t for n, t in stored.items() if n.endswith((KEY_SCALE, VALUE_SCALE))}
+        return {**super().written(path), **scales}
 
     def foreign(self, path: Path) -> list[str]:
         """Files that are no part of a model that fewbits made."""
