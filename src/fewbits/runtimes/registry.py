@@ -15,6 +15,12 @@ _DRIVERS = {
     "gptqmodel": "gptqmodel_driver.py",
     "mlx-lm": "mlx_lm_driver.py",
     "modelopt": "modelopt_driver.py",
+    "vllm": "vllm_driver.py",
+    "onnxruntime": "onnxruntime_driver.py",
+    "onnxruntime-genai": "onnxruntime_genai_driver.py",
+    "openvino": "openvino_driver.py",
+    "executorch": "executorch_driver.py",
+    "litert": "litert_driver.py",
 }
 
 

@@ -15,6 +15,11 @@ _MODULES = {
     "modelopt": "fewbits.targets.modelopt",
     "bitsandbytes": "fewbits.targets.bitsandbytes",
     "mlx": "fewbits.targets.mlx",
+    "onnx": "fewbits.targets.onnx",
+    "openvino": "fewbits.targets.openvino",
+    "executorch": "fewbits.targets.executorch",
+    "litert": "fewbits.targets.litert",
+    "coreml": "fewbits.targets.coreml",
 }
 
 

@@ -78,7 +78,8 @@ class ExecutorchConverter(Converter):
         if (rope := _rope_type(config)) in _BY_LENGTH:
             raise ArchitectureError(
                 "rotary embeddings that change with the length of the text can't be a fixed graph",
-                found=f"rope_type {rope}", allowed="other rope_types", action="Choose --to gguf, which llama.cpp runs on phones too",
+                found=f"rope_type {rope}", allowed="other rope_types",
+                action="Choose --to gguf, which llama.cpp runs on phones too",
             )  # fmt: skip
         if kind not in _MODEL_TYPES:
             raise ArchitectureError(

@@ -204,12 +204,12 @@ def _numbers(constant: Any, start: int, stop: int) -> Floats:
     numbers = unpack_numbers(stored[None, first:last], width, (last - first) * 8 // width)[0]
     skipped = start - first * 8 // width
     numbers = numbers[skipped : skipped + stop - start]
-    found: Floats = numbers.astype(np.float32)
     if dtype not in _SIGNED:
-        return found
+        without: Floats = numbers.astype(np.float32)
+        return without
     signed = (numbers << np.uint8(8 - width)).view(np.int8) >> np.int8(8 - width)
-    found = signed.astype(np.float32)
-    return found
+    with_sign: Floats = signed.astype(np.float32)
+    return with_sign
 
 
 def read_weights(path: Path) -> dict[str, LazyTensor]:

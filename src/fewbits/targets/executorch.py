@@ -1,0 +1,24 @@
+"""Facts about ExecuTorch's programs."""
+
+from fewbits.targets.target import Runtime, Scheme, Target
+
+_BACKEND = "https://docs.pytorch.org/executorch/stable/backends/xnnpack/xnnpack-quantization.html"
+
+TARGET = Target(
+    "executorch",
+    "program (.pte) for ExecuTorch's XNNPACK backend",
+    runtimes=(
+        Runtime(
+            "ExecuTorch", "CPUs of phones and computers", driver="executorch", row="executorch",
+            sources=("https://docs.pytorch.org/executorch/stable/backends/xnnpack/xnnpack-overview.html",),
+        ),
+    ),
+    schemes=(
+        Scheme(
+            "4-bit weights by group, 8-bit dynamic activations", ("XNN4_{G32|G64|G128|G256}",),
+            "CPUs by XNNPACK", "embedding and head too", (_BACKEND,),
+        ),
+        Scheme("4 and 8 bits by row, 8-bit dynamic activations", ("XNN{4|8}_CHANNEL",), "CPUs by XNNPACK", "", (_BACKEND,)),
+    ),
+    notes=("A model without experts, of an architecture in fewbits' list, with a fixed context.",),
+)  # fmt: skip

@@ -1,0 +1,20 @@
+"""Facts about LiteRT's models."""
+
+from fewbits.targets.target import Runtime, Scheme, Target
+
+_SPECIFICATION = "https://ai.google.dev/edge/litert/conversion/tensorflow/quantization/quantization_spec"
+
+TARGET = Target(
+    "litert",
+    "LiteRT model (.tflite)",
+    runtimes=(
+        Runtime(
+            "LiteRT", "phones and computers; tried on a CPU", driver="litert", row="litert",
+            sources=("https://ai.google.dev/edge/litert",),
+        ),
+    ),
+    schemes=(
+        Scheme("4-bit weights by group", ("LITERT4_{G32|G64|G128}",), "CPUs by XNNPACK", "", (_SPECIFICATION,)),
+        Scheme("4 and 8 bits by row", ("LITERT{4|8}_CHANNEL",), "CPUs by XNNPACK", "", (_SPECIFICATION,)),
+    ),
+)  # fmt: skip

@@ -1,0 +1,29 @@
+"""Facts about ONNX Runtime's folders."""
+
+from fewbits.targets.target import Runtime, Scheme, Target
+
+_OPERATORS = "https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md"
+_GENAI = "https://onnxruntime.ai/docs/genai/howto/build-model.html"
+
+TARGET = Target(
+    "onnx",
+    "folder for ONNX Runtime, in the layout of onnxruntime-genai",
+    runtimes=(
+        Runtime(
+            "onnxruntime-genai", "CPUs; its builds for DirectML, CUDA, WebGPU and NPUs were not tried",
+            driver="onnxruntime-genai", row="onnx", sources=(_GENAI,),
+        ),
+        Runtime(
+            "ONNX Runtime", "the same, without a loop for generation", driver="onnxruntime",
+            sources=("https://onnxruntime.ai/docs/execution-providers/",),
+        ),
+    ),
+    schemes=(
+        Scheme(
+            "weights in MatMulNBits", ("NBITS{4|8}_{G16|G32|G64|G128}[_SYM]",), "every processor that ONNX Runtime knows",
+            "any mixture; on CPUs activations are rounded to 8 bits", (_OPERATORS,),
+        ),
+        Scheme("QDQ, 8 bits", ("QDQ8",), "every processor that ONNX Runtime knows", "", (_OPERATORS,)),
+    ),
+    notes=("Architectures are those of onnxruntime-genai's model builder; mixtures of experts are refused.",),
+)  # fmt: skip
