@@ -4,6 +4,7 @@ The runtimes themselves load them in tests_runtimes/; bitsandbytes and transform
 """
 
 import json
+import shutil
 
 import bitsandbytes
 import numpy as np
@@ -126,6 +127,25 @@ def test_mlx_says_by_name_what_differs(tiny_llama, tmp_path):
     found = open_checkpoint(tmp_path / "out").tensors
     assert found["model.embed_tokens.weight"].dtype == "MLX8_G32"
     assert found[f"{DOWN}.weight"].dtype == "MLX_MXFP4"
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_mlx_is_told_of_positions_in_the_keys_that_it_knows(tiny_llama, tmp_path, scaled):
+    """transformers 5 writes rope_parameters, of which mlx-lm knows nothing: it would compute with its default."""
+    shutil.copytree(tiny_llama, tmp_path / "source")
+    config = json.loads((tiny_llama / "config.json").read_text())
+    del config["rope_theta"]
+    config["rope_parameters"] = {"rope_theta": 100000.0, "rope_type": "linear" if scaled else "default"}
+    config["rope_parameters"] |= {"factor": 2.0} if scaled else {}
+    (tmp_path / "source" / "config.json").write_text(json.dumps(config))
+    fewbits.quantize(tmp_path / "source", tmp_path / "out", to="mlx", format="MLX4_G64")
+
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["rope_theta"] == 100000.0
+    assert written.get("rope_scaling") == ({"rope_type": "linear", "factor": 2.0} if scaled else None)
+    assert written["rope_parameters"] == config["rope_parameters"]
+    read = transformers.AutoConfig.from_pretrained(tmp_path / "out")
+    assert read.rope_parameters["rope_theta"] == 100000.0
 
 
 def test_gptq_mixtures_are_exceptions_by_name_and_versions_do_not_mix(tiny_llama, tmp_path):

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fewbits.checkpoint.checkpoint import Checkpoint
 from fewbits.checkpoint.mlx import MARKERS, PARTS
 from fewbits.export.exporter import OutputTensor
 from fewbits.export.hugging_face.directory import HuggingFaceDirectory, module_of, usual
 from fewbits.export.hugging_face.naming_rules import experts
+from fewbits.export.hugging_face.side_files import CONFIG
 from fewbits.formats import get_format
 from fewbits.formats.mlx import GROUPS, WIDTHS, AffineFormat, affine_name
 from fewbits.formats.scale_type import BFLOAT16, FLOAT16
@@ -38,6 +40,21 @@ class MlxExporter(HuggingFaceDirectory):
     column_multiple = 32
     framework = "mlx"
     method = ""
+
+    def metadata(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """See `HuggingFaceDirectory.metadata`; config.json says how positions are encoded in the words of mlx-lm too.
+
+        mlx-lm (0.32) knows transformers' keys from before version 5 only, and takes its default where they are missing.
+        """
+        found = super().metadata(checkpoint)
+        config = found[CONFIG]
+        described = config.get("rope_parameters")
+        if isinstance(described, Mapping) and "rope_theta" in described:
+            older: dict[str, Any] = {"rope_theta": described["rope_theta"]}
+            if described.get("rope_type", "default") != "default":
+                older["rope_scaling"] = {k: v for k, v in described.items() if k != "rope_theta"}
+            found[CONFIG] = {**older, **config}
+        return found
 
     def tied(self, tensors: Iterable[OutputTensor]) -> list[list[str]]:
         """All experts of a block, which mlx-lm stacks."""
