@@ -25,6 +25,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -55,6 +56,7 @@ def main() -> int:
     parser.add_argument("rows", nargs="*", help=f"default: all of {', '.join(all_rows())}")
     parser.add_argument("--model", type=Path, help="default: the small random one of the tests")
     parser.add_argument("--name", help="of the model in the results; default: its folder's")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the figures go")
     parser.add_argument("--text", type=Path)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--environment", action="append", default=[], metavar="ROW=DIR")
@@ -140,8 +142,7 @@ def measured(
     )
     runtime = next(r.driver for r in target_of(container).runtimes if r.row == row)
     identity = fingerprint(folder / "model", HERE / row / "requirements.txt", options)
-    data = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"models": {}}
-    rows = data["models"].setdefault(name, {"original_bytes": size_of(model), "rows": []})["rows"]
+    rows = results(options.results, name, model)["models"][name]["rows"]
     old = next((r for r in rows if (r["row"], r["format"]) == (row, fmt)), None)
     if old is not None and old["identity"] == identity:
         return old
@@ -152,12 +153,20 @@ def measured(
     for machine in ("artifact", "against", "python"):
         del figures[machine]
     found = {"row": row, "format": fmt, "bytes": size_of(folder / "model"), "identity": identity, **figures}
-    rows[:] = sorted(
-        [*(r for r in rows if r is not old), found], key=lambda r: (r["row"], -r["bytes"], r["format"])
-    )
-    RESULTS.write_text(json.dumps(data, indent=1) + "\n")
+    data = results(options.results, name, model)  # read again: another run may have added rows meanwhile
+    others = [r for r in data["models"][name]["rows"] if (r["row"], r["format"]) != (row, fmt)]
+    ordered = sorted([*others, found], key=lambda r: (r["row"], -r["bytes"], r["format"]))
+    data["models"][name]["rows"] = ordered
+    options.results.write_text(json.dumps(data, indent=1) + "\n")
     print(f"{row} {fmt}\n{result.describe()}\n", flush=True)
     return found
+
+
+def results(path: Path, name: str, model: Path) -> dict[str, Any]:
+    """The figures so far, with a place for this model's."""
+    data = json.loads(path.read_text()) if path.exists() else {"models": {}}
+    data["models"].setdefault(name, {"original_bytes": size_of(model), "rows": []})
+    return data
 
 
 def fingerprint(artifact: Path, requirements: Path, options: argparse.Namespace) -> str:

@@ -166,7 +166,7 @@ def verify(
     progress.advance(1, "the original")
     answer = run_runtime(chosen, path, original.ids, python=python, timeout=timeout)
     progress.advance(1, chosen)
-    computed = _computed(_ours(path, described, original), original.ids, answer.arithmetic)
+    computed = _computed(_ours(path, described, original), original.ids, answer)
     progress.advance(1, "our weights")
     told = _compared(original, computed, answer)
     return Verification(
@@ -274,7 +274,10 @@ class _Computed:
     coarse: Floats
 
 
-def _computed(ours: LanguageModel, ids: Sequence[int], arithmetic: str) -> _Computed:
+def _computed(ours: LanguageModel, ids: Sequence[int], answer: Answer) -> _Computed:
+    arithmetic = answer.arithmetic
+    if not answer.rounds_activations:
+        ours = ours.with_float_activations()
     meant = _logits(ours, ids)
     alone = _logits(ours.with_float_activations(), ids) if ours.activations == "runtime" else meant
     coarse = alone if arithmetic == "float32" else _logits(ours.in_arithmetic(arithmetic), ids)

@@ -171,6 +171,25 @@ def test_mlx_has_experts_in_stacks_and_they_are_read_one_by_one(tmp_path, kind, 
         assert ((tensor.read() - original) ** 2).sum() < 1e-4 * (original**2).sum()
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_mlx_is_told_of_positions_in_the_keys_that_it_knows(tiny_llama, tmp_path, scaled):
+    """transformers 5 writes rope_parameters, of which mlx-lm knows nothing: it would compute with its default."""
+    shutil.copytree(tiny_llama, tmp_path / "source")
+    config = json.loads((tiny_llama / "config.json").read_text())
+    del config["rope_theta"]
+    config["rope_parameters"] = {"rope_theta": 100000.0, "rope_type": "linear" if scaled else "default"}
+    config["rope_parameters"] |= {"factor": 2.0} if scaled else {}
+    (tmp_path / "source" / "config.json").write_text(json.dumps(config))
+    fewbits.quantize(tmp_path / "source", tmp_path / "out", to="mlx", format="MLX4_G64")
+
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["rope_theta"] == 100000.0
+    assert written.get("rope_scaling") == ({"rope_type": "linear", "factor": 2.0} if scaled else None)
+    assert written["rope_parameters"] == config["rope_parameters"]
+    read = transformers.AutoConfig.from_pretrained(tmp_path / "out")
+    assert read.rope_parameters["rope_theta"] == 100000.0
+
+
 def test_gptq_mixtures_are_exceptions_by_name_and_versions_do_not_mix(tiny_llama, tmp_path):
     plan = json.loads(fewbits.plan(tiny_llama, to="gptq", format="GPTQ4_G128_SYM").to_json())
     plan["tensors"][f"{DOWN}.weight"] = "GPTQ8_G32_SYM"

@@ -44,7 +44,7 @@ def test_an_answer_holds_logits_tokens_and_versions(driver, tmp_path):
     assert np.array_equal(answer.logits, np.outer([2, 3, 4], np.arange(5)) + len(str(tmp_path.resolve())))
     assert answer.generated == (5, 6)
     assert answer.versions == {"numpy": np.__version__}
-    assert answer.arithmetic == "float32"
+    assert (answer.arithmetic, answer.rounds_activations) == ("float32", True)
 
 
 @pytest.mark.parametrize("python", [Path(sys.executable), Path(sys.prefix)])

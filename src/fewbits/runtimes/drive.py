@@ -15,6 +15,7 @@ and, where these don't say it all,
 
     def requirements(model) -> tuple[str, …]                 those of REQUIREMENTS that this artifact needs
     def arithmetic(model) -> str                             dtype that activations have: float32 unless it says so
+    ROUNDS_ACTIVATIONS = False                               where activations aren't rounded as the artifact says
 
 Failures are one line on standard error, {"fewbits": kind, "message": …}, and exit status 1. Kinds: ``missing`` with
 "requirements", ``unable`` (the driver has no such function), ``failed`` (an exception of the runtime).
@@ -94,7 +95,8 @@ def answer(driver: ModuleType, model: str, request: dict[str, Any]) -> dict[str,
         raise DriveError("missing", str(error), requirements=list(needed)) from error
     except Exception as error:  # whatever the runtime raises is the answer
         raise DriveError("failed", f"{type(error).__name__}: {error}") from error
-    about = {"versions": versions, "arithmetic": arithmetic, "python": sys.version.split()[0]}
+    rounds = bool(getattr(driver, "ROUNDS_ACTIVATIONS", True))
+    about = {"versions": versions, "arithmetic": arithmetic, "rounds_activations": rounds}
     return {
         "logits": logits, "generated": np.array(generated, np.int64), "about": np.array(json.dumps(about)),
     }  # fmt: skip

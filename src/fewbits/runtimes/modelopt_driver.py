@@ -17,6 +17,8 @@ import numpy.typing as npt
 REQUIREMENTS = (
     "torch==2.13.0", "nvidia-modelopt==0.47.0", "requests", "transformers", "accelerate", "safetensors",
 )  # fmt: skip
+# The weights alone are run.
+ROUNDS_ACTIVATIONS = False
 
 # What ModelOpt's conversion of hf_quant_config.json must say as config.json does.
 _ALIKE = ("ignore", "quant_algo", "quant_method", "producer")

@@ -38,6 +38,7 @@ class Answer:
         generated: greedy continuation, at most as many tokens as were asked for.
         versions: of the packages that the driver names.
         arithmetic: dtype of activations there.
+        rounds_activations: whether it rounds them where the artifact says so.
         seconds: wall time, loading included.
     """
 
@@ -45,6 +46,7 @@ class Answer:
     generated: tuple[int, ...]
     versions: Mapping[str, str]
     arithmetic: str
+    rounds_activations: bool
     seconds: float
 
 
@@ -90,7 +92,14 @@ def run_runtime(
             allowed=f"[{len(tokens)}, vocabulary]",
         )
     seconds = round(time.monotonic() - began, 3)
-    return Answer(logits, generated, about["versions"], str(about["arithmetic"]), seconds)
+    return Answer(
+        logits,
+        generated,
+        about["versions"],
+        str(about["arithmetic"]),
+        bool(about["rounds_activations"]),
+        seconds,
+    )
 
 
 def find_python(python: str | Path | None) -> str:

@@ -2,7 +2,7 @@
 
 from fewbits.targets.target import Runtime, Scheme, Target
 
-_BACKEND = "https://docs.pytorch.org/executorch/stable/backends/xnnpack/xnnpack-quantization.html"
+_BACKEND = "https://docs.pytorch.org/executorch/1.0/_sources/backends/xnnpack/xnnpack-quantization.md.txt"
 
 TARGET = Target(
     "executorch",
@@ -10,7 +10,7 @@ TARGET = Target(
     runtimes=(
         Runtime(
             "ExecuTorch", "CPUs of phones and computers", driver="executorch", row="executorch",
-            sources=("https://docs.pytorch.org/executorch/stable/backends/xnnpack/xnnpack-overview.html",),
+            sources=("https://docs.pytorch.org/executorch/stable/backends-xnnpack.html",),
         ),
     ),
     schemes=(

@@ -2,7 +2,7 @@
 
 from fewbits.targets.target import Runtime, Scheme, Target
 
-_SPECIFICATION = "https://ai.google.dev/edge/litert/conversion/tensorflow/quantization/quantization_spec"
+_SPECIFICATION = "https://ai.google.dev/edge/litert/models/quantization_spec"
 
 TARGET = Target(
     "litert",

@@ -2,7 +2,7 @@
 
 from fewbits.targets.target import Runtime, Scheme, Target
 
-_WEIGHTS = "https://docs.openvino.ai/2026/openvino-workflow/model-optimization-guide/weight-compression.html"
+_WEIGHTS = "https://docs.openvino.ai/2024/openvino-workflow/model-optimization-guide/weight-compression.html"
 _NPU = "https://docs.openvino.ai/2024/learn-openvino/llm_inference_guide/genai-guide-npu.html"
 
 TARGET = Target(
@@ -11,7 +11,7 @@ TARGET = Target(
     runtimes=(
         Runtime(
             "OpenVINO", "Intel's CPUs; its plugins for GPUs and NPUs were not tried", driver="openvino", row="openvino",
-            sources=("https://docs.openvino.ai/2026/about-openvino/release-notes-openvino/system-requirements.html",),
+            sources=("https://github.com/openvinotoolkit/openvino.genai",),
         ),
     ),
     schemes=(
