@@ -12,6 +12,7 @@ Each line of formats.txt is CONTAINER FORMAT [SETTING…], and FORMAT's folder i
 
     pin=PATTERN=FORMAT     see `fewbits quantize --pin`
     model=NAME             one of tests/tiny_models.py instead
+    refused                the runtime says that it doesn't take it
 
 Without a model, the small random one of the tests is made. The tests are run by the row's own Python with
 FEWBITS_ARTIFACTS=OUT; they need NumPy and the runtime, not fewbits.
