@@ -23,6 +23,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -41,19 +43,33 @@ def main() -> None:
     options = parser.parse_args()
     model = options.model or small_model(options.out / "model")
     tokens = tokens_of(model, options.text, options.tokens)
-    original = logits_of(model, tokens, "float")
     for row in options.rows:
-        for line in (HERE / row / "formats.txt").read_text().splitlines():
-            container, name, *settings = line.split()
-            folder = options.out / row / "_".join([name, *settings])
-            pins = [s.removeprefix("pin=") for s in settings if s.startswith("pin=")]
-            kinds = [s.removeprefix("model=") for s in settings if s.startswith("model=")]
-            if kinds:
-                other = tiny_model(options.out / kinds[0], kinds[0])
-                read = tokens_of(other, None, min(options.tokens, 48))
-                make(folder, other, container, name, read, logits_of(other, read, "float"), pins)
-            else:
-                make(folder, model, container, name, tokens, original, pins)
+        make_row(options.out, row, model, tokens)
+
+
+def folders(row: str) -> list[str]:
+    """Names of a row's artifacts, by the lines of its formats.txt."""
+    return ["_".join(line.split()[1:]) for line in (HERE / row / "formats.txt").read_text().splitlines()]
+
+
+def make_row(out: Path, row: str, model: Path, tokens: list[int]) -> list[Path]:
+    """All artifacts of a row, as far as they aren't there; their folders."""
+    original = cache(lambda: logits_of(model, tokens, "float"))
+    made = []
+    for line in (HERE / row / "formats.txt").read_text().splitlines():
+        container, name, *settings = line.split()
+        made.append(out / row / "_".join([name, *settings]))
+        pins = [s.removeprefix("pin=") for s in settings if s.startswith("pin=")]
+        kinds = [s.removeprefix("model=") for s in settings if s.startswith("model=")]
+        if kinds:
+            other = tiny_model(out / kinds[0], kinds[0])
+            read = tokens_of(other, None, min(len(tokens), 48))
+            make(
+                made[-1], other, container, name, read, lambda m=other, t=read: logits_of(m, t, "float"), pins
+            )
+        else:
+            make(made[-1], model, container, name, tokens, original, pins)
+    return made
 
 
 def small_model(folder: Path) -> Path:
@@ -107,7 +123,7 @@ def make(
     container: str,
     name: str,
     tokens: list[int],
-    original: np.ndarray,
+    original: Callable[[], np.ndarray],
     pins: list[str],
 ) -> None:
     """One artifact, unless it is there."""
@@ -122,7 +138,7 @@ def make(
         "quantized": logits_of(folder / "model", tokens, "float"),
         "runtime": logits_of(folder / "model", tokens, "runtime"),
     }
-    np.savez(folder / "expected.npz", tokens=np.array(tokens), original=original, **computed)
+    np.savez(folder / "expected.npz", tokens=np.array(tokens), original=original(), **computed)
     print(folder)
 
 
