@@ -13,6 +13,7 @@ Each line of formats.txt is CONTAINER FORMAT [SETTING…], and FORMAT's folder i
     pin=PATTERN=FORMAT     see `fewbits quantize --pin`
     model=NAME             one of tests/tiny_models.py instead
     refused                the runtime says that it doesn't take it
+    unquantized            shows what the runtime's own arithmetic costs
 
 Without a model, the small random one of the tests is made. The tests are run by the row's own Python with
 FEWBITS_ARTIFACTS=OUT; they need NumPy and the runtime, not fewbits.
@@ -45,11 +46,6 @@ def main() -> None:
     tokens = tokens_of(model, options.text, options.tokens)
     for row in options.rows:
         make_row(options.out, row, model, tokens)
-
-
-def folders(row: str) -> list[str]:
-    """Names of a row's artifacts, by the lines of its formats.txt."""
-    return ["_".join(line.split()[1:]) for line in (HERE / row / "formats.txt").read_text().splitlines()]
 
 
 def make_row(out: Path, row: str, model: Path, tokens: list[int]) -> list[Path]:

@@ -36,7 +36,7 @@ def driver():
 @pytest.fixture(scope="module")
 def floor(driver, kl):
     """What bfloat16 costs: KL divergence of the unquantized model in vLLM from the same in float32."""
-    folder = Path(os.environ["FEWBITS_ARTIFACTS"]) / "vllm" / "BF16"
+    folder = Path(os.environ["FEWBITS_ARTIFACTS"]) / "vllm" / "BF16_unquantized"
     expected = np.load(folder / "expected.npz")
     return kl(expected["original"], driver.logits(str(folder / "model"), expected["tokens"].tolist()))
 
