@@ -51,12 +51,12 @@ def test_logits_are_those_of_our_weights(artifact, driver, floor, kl):
     (first,) = driver.generate(str(folder), tokens, 1)
     assert logits[-1, first] == logits[-1].max()
     cost = kl(expected["original"], expected["quantized"])
-    # Where activations are rounded too: bfloat16 turns some of their codes over, and more of them layer by layer. That is
-    # the same noise drawn anew, so it is its size that is compared.
+    # Where activations are rounded too, bfloat16 turns some of their codes over, and more of them layer by layer: the same
+    # noise drawn anew. So it is its size that is compared.
     noise = kl(expected["quantized"], expected["runtime"])
     apart = kl(expected["quantized"], logits)
     print(
         f"\n{folder.parent.name}: {apart:.2e} from our weights, which cost {cost:.2e}; rounding activations costs "
         f"{noise:.2e} by our evaluation, bfloat16 {floor:.2e} in the unquantized model"
     )
-    assert apart <= 0.01 * cost + 1.5 * noise + 3 * floor
+    assert apart <= 0.005 * cost + 1.5 * noise + 3 * floor
