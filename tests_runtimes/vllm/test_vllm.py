@@ -51,8 +51,8 @@ def test_logits_are_those_of_our_weights(artifact, driver, floor, kl):
     (first,) = driver.generate(str(folder), tokens, 1)
     assert logits[-1, first] == logits[-1].max()
     cost = kl(expected["original"], expected["quantized"])
-    # Where activations are rounded too, bfloat16 turns some of their codes over, and more of them layer by layer: the same
-    # noise drawn anew. So it is its size that is compared.
+    # Where activations are rounded too, bfloat16 turns some of their codes over, and more of them layer by layer: the
+    # same noise drawn anew. So it is its size that is compared.
     noise = kl(expected["quantized"], expected["runtime"])
     apart = kl(expected["quantized"], logits)
     print(
