@@ -12,6 +12,8 @@ Each line of formats.txt is CONTAINER FORMAT [SETTING…], and FORMAT's folder i
 
     pin=PATTERN=FORMAT     see `fewbits quantize --pin`
     model=NAME             one of tests/tiny_models.py instead
+    refused                the runtime says that it doesn't take it
+    unquantized            shows what the runtime's own arithmetic costs
 
 Without a model, the small random one of the tests is made. The tests are run by the row's own Python with
 FEWBITS_ARTIFACTS=OUT; they need NumPy and the runtime, not fewbits.
@@ -22,6 +24,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -40,19 +44,28 @@ def main() -> None:
     options = parser.parse_args()
     model = options.model or small_model(options.out / "model")
     tokens = tokens_of(model, options.text, options.tokens)
-    original = logits_of(model, tokens, "float")
     for row in options.rows:
-        for line in (HERE / row / "formats.txt").read_text().splitlines():
-            container, name, *settings = line.split()
-            folder = options.out / row / "_".join([name, *settings])
-            pins = [s.removeprefix("pin=") for s in settings if s.startswith("pin=")]
-            kinds = [s.removeprefix("model=") for s in settings if s.startswith("model=")]
-            if kinds:
-                other = tiny_model(options.out / kinds[0], kinds[0])
-                read = tokens_of(other, None, min(options.tokens, 48))
-                make(folder, other, container, name, read, logits_of(other, read, "float"), pins)
-            else:
-                make(folder, model, container, name, tokens, original, pins)
+        make_row(options.out, row, model, tokens)
+
+
+def make_row(out: Path, row: str, model: Path, tokens: list[int]) -> list[Path]:
+    """All artifacts of a row, as far as they aren't there; their folders."""
+    original = cache(lambda: logits_of(model, tokens, "float"))
+    made = []
+    for line in (HERE / row / "formats.txt").read_text().splitlines():
+        container, name, *settings = line.split()
+        made.append(out / row / "_".join([name, *settings]))
+        pins = [s.removeprefix("pin=") for s in settings if s.startswith("pin=")]
+        kinds = [s.removeprefix("model=") for s in settings if s.startswith("model=")]
+        if kinds:
+            other = tiny_model(out / kinds[0], kinds[0])
+            read = tokens_of(other, None, min(len(tokens), 48))
+            make(
+                made[-1], other, container, name, read, lambda m=other, t=read: logits_of(m, t, "float"), pins
+            )
+        else:
+            make(made[-1], model, container, name, tokens, original, pins)
+    return made
 
 
 def small_model(folder: Path) -> Path:
@@ -106,7 +119,7 @@ def make(
     container: str,
     name: str,
     tokens: list[int],
-    original: np.ndarray,
+    original: Callable[[], np.ndarray],
     pins: list[str],
 ) -> None:
     """One artifact, unless it is there."""
@@ -121,7 +134,7 @@ def make(
         "quantized": logits_of(folder / "model", tokens, "float"),
         "runtime": logits_of(folder / "model", tokens, "runtime"),
     }
-    np.savez(folder / "expected.npz", tokens=np.array(tokens), original=original, **computed)
+    np.savez(folder / "expected.npz", tokens=np.array(tokens), original=original(), **computed)
     print(folder)
 
 

@@ -1,6 +1,7 @@
 """compressed-tensors directories in transformers with the package that owns the format, and read back by us."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -16,7 +17,13 @@ from fewbits.checkpoint.source import open_checkpoint, open_stored
 from fewbits.errors import ArchitectureError, FormatError, PlanError
 from fewbits.evaluation.activations import TOKEN_ROUNDING
 from fewbits.evaluation.language_model import load_language_model
-from fewbits.export.hugging_face.naming_rules import fused, is_linear, role_of
+from fewbits.export.hugging_face.naming_rules import (
+    computed_together,
+    fused,
+    is_linear,
+    role_of,
+    runtime_pattern,
+)
 from fewbits.export.registry import get_exporter
 from fewbits.formats import get_format
 from fewbits.formats.compressed_tensors import SCHEMES, scheme_described_by
@@ -356,7 +363,11 @@ def test_names_tell_what_runtimes_fuse():
     names = [f"{prefix}self_attn.{n}_proj.weight" for n in "qkvo"]
     names += [f"{prefix}mlp.experts.{e}.{n}_proj.weight" for e in range(2) for n in ("gate", "up", "down")]
     names += [f"{prefix}mlp.shared_expert.{n}_proj.weight" for n in ("gate", "up", "down")]
-    assert sorted(map(len, fused(names))) == [2, 3, 6]
+    assert sorted(map(len, computed_together(names))) == [2, 3, 6]
+    assert sorted(map(len, fused(names))) == [2, 2, 2, 3]  # each expert's gate and up by themselves
+    assert re.fullmatch(runtime_pattern(f"{prefix}self_attn.q_proj"), f"{prefix}self_attn.qkv_proj")
+    assert re.fullmatch(runtime_pattern(f"{prefix}mlp.experts.1.up_proj"), f"{prefix}mlp.experts")
+    assert not re.fullmatch(runtime_pattern(f"{prefix}self_attn.o_proj"), f"{prefix}self_attn.qkv_proj")
 
 
 def test_weights_packed_by_the_owner_are_read(tiny_llama, tmp_path):

@@ -437,7 +437,8 @@ def test_fused_tensors_have_one_scale_of_the_whole_tensor(
     for key in ("q_proj", "k_proj", "v_proj"):
         weight = source[f"model.layers.0.self_attn.{key}.weight"].read()
         error = ours[f"model.layers.0.self_attn.{key}.weight"].read() - weight
-        assert (error**2).sum() < 0.02 * (weight**2).sum()
+        # Calibrated codes are further from the weights, and channels are rescaled; a foreign scale would be far off.
+        assert (error**2).sum() < (0.02 if effort == "fast" else 0.1) * (weight**2).sum()
 
 
 @pytest.fixture(scope="module")

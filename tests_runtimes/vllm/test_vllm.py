@@ -11,9 +11,6 @@ import numpy as np
 import pytest
 
 DRIVER = Path(__file__).parents[2] / "src" / "fewbits" / "runtimes" / "vllm_driver.py"
-# Activations are rounded to 8 bits as well. Where bfloat16 changes one a little, its code may be another one, and more
-# of them layer by layer: the same noise, drawn anew. So it is the size of the noise that is compared.
-ROUNDED_INPUTS = ("INT8_CHANNEL_SYM", "FP8_E4M3_CHANNEL", "MODELOPT_FP8")
 # What it has no kernel for on CPUs, and says so.
 REFUSED = {
     "INT8_G128_SYM": "CPUWNA16",
@@ -36,16 +33,16 @@ def driver():
 @pytest.fixture(scope="module")
 def floor(driver, kl):
     """What bfloat16 costs: KL divergence of the unquantized model in vLLM from the same in float32."""
-    folder = Path(os.environ["FEWBITS_ARTIFACTS"]) / "vllm" / "BF16"
+    folder = Path(os.environ["FEWBITS_ARTIFACTS"]) / "vllm" / "BF16_unquantized"
     expected = np.load(folder / "expected.npz")
     return kl(expected["original"], driver.logits(str(folder / "model"), expected["tokens"].tolist()))
 
 
-def test_logits_are_those_of_our_weights(artifact, compare, driver, floor, kl):
+def test_logits_are_those_of_our_weights(artifact, driver, floor, kl):
     folder, expected = artifact
     tokens = expected["tokens"].tolist()
-    if message := REFUSED.get(folder.parent.name):
-        with pytest.raises(Exception, match=message):
+    if folder.parent.name.endswith("_refused"):
+        with pytest.raises(Exception, match=REFUSED[folder.parent.name.removesuffix("_refused")]):
             driver.logits(str(folder), tokens)
         return
     logits = driver.logits(str(folder), tokens)
@@ -53,12 +50,13 @@ def test_logits_are_those_of_our_weights(artifact, compare, driver, floor, kl):
     assert logits.shape == expected["original"].shape
     (first,) = driver.generate(str(folder), tokens, 1)
     assert logits[-1, first] == logits[-1].max()
-    if folder.parent.name in ROUNDED_INPUTS:
-        noise = kl(expected["quantized"], expected["runtime"])
-        theirs = kl(expected["quantized"], logits)
-        print(
-            f"\n{folder.parent.name}: rounding activations costs {theirs:.2e}, {noise:.2e} by our evaluation"
-        )
-        assert theirs <= 1.5 * noise + 3 * floor
-    else:
-        compare(logits, expected, share=0.01, floor=3 * floor)
+    cost = kl(expected["original"], expected["quantized"])
+    # Where activations are rounded too, bfloat16 turns some of their codes over, and more of them layer by layer: the
+    # same noise drawn anew. So it is its size that is compared.
+    noise = kl(expected["quantized"], expected["runtime"])
+    apart = kl(expected["quantized"], logits)
+    print(
+        f"\n{folder.parent.name}: {apart:.2e} from our weights, which cost {cost:.2e}; rounding activations costs "
+        f"{noise:.2e} by our evaluation, bfloat16 {floor:.2e} in the unquantized model"
+    )
+    assert apart <= 0.005 * cost + 1.5 * noise + 3 * floor
