@@ -67,7 +67,7 @@ class Inspection:
 
     Attributes:
         path: the file or the directory.
-        container: ``gguf`` or ``safetensors``, or the name of what a runtime's library wrote.
+        container: ``gguf``, ``safetensors`` or ``onnx``, or the name of what a runtime's library wrote.
         architecture: as the file names it; empty when it doesn't.
         parameters: numbers in all tensors; scales that are tensors of their own aren't counted.
         nbytes: of all tensors, scales included.
@@ -191,8 +191,8 @@ def _formats(tensors: Iterable[TensorSummary]) -> tuple[FormatSummary, ...]:
 def _metadata(stored: Checkpoint) -> dict[str, Any]:
     if stored.container == "gguf":
         return dict(stored.metadata)
-    metadata: dict[str, Any] = dict(stored.config)
-    for file in stored.files:
+    metadata: dict[str, Any] = {**stored.config, **stored.metadata}
+    for file in stored.files if stored.container == "safetensors" else ():
         metadata.update(read_safetensors_header(file).metadata)
     return metadata
 

@@ -171,6 +171,32 @@ def test_onnxruntime_computes_a_mixture_of_formats(mixture, tiny_llama):
     assert np.abs(exact - ours).max() < 1e-5 * ours.std()
 
 
+def test_inspect_shows_the_mixture(mixture):
+    found = fewbits.inspect(mixture)
+
+    assert found.container == "onnx"
+    assert {t.name: t.format for t in found.tensors if t.name in MIXTURE} == MIXTURE
+    assert "NBITS8_G128" in str(found.provenance["fewbits.plan"]["model.embed_tokens.weight"])
+    assert not any("pieces" in key for key in (*found.metadata, *found.provenance))
+
+
+def test_a_dry_run_makes_the_first_block(tiny_llama, tmp_path):
+    report = fewbits.dry_run(tiny_llama, tmp_path / "model", to="onnx", format="NBITS4_G32")
+
+    assert report.ran
+    assert not list(tmp_path.iterdir())
+
+
+def test_from_gguf(tiny_llama, tmp_path):
+    fewbits.quantize(tiny_llama, tmp_path / "model.gguf", format="Q8_0")
+    fewbits.quantize(tmp_path / "model.gguf", tmp_path / "model", to="onnx", format="NBITS8_G32_SYM")
+    ours = our_logits(tmp_path / "model", tiny_llama)
+
+    exact = runtime_logits(tmp_path / "model", 1)
+
+    assert np.abs(exact - ours).max() < 1e-5 * ours.std()
+
+
 def test_activations_are_rounded_as_evaluate_does_it(mixture):
     tensors = open_checkpoint(mixture).tensors
     graphs = products(mixture)

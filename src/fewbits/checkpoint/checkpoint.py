@@ -76,7 +76,7 @@ class Checkpoint:
 
     Attributes:
         path: the directory or the GGUF file.
-        container: ``safetensors`` or ``gguf``.
+        container: ``safetensors``, ``gguf`` or ``onnx``.
         tensors: by name, in the order of the file. Scales that belong to FP8 weights are already applied.
         files: every file that holds tensors, in order; what `content_hash` covers, with config files.
         config: config.json of a Hugging Face directory, {} for GGUF.

@@ -129,6 +129,7 @@ def open_onnx_folder(path: Path) -> Checkpoint:
         ) from error  # fmt: skip
     if size < max((at + n for parts in places.values() for at, n in parts.values()), default=0):
         raise CheckpointError(f"{data} is truncated", found=f"{size} bytes", action="Copy it again")
+    metadata = {key: value for key, value in metadata.items() if key not in (PIECES, SHAPES)}
     return Checkpoint(path, "onnx", tensors, (path / GRAPH, data), config=config, metadata=metadata)
 
 

@@ -55,7 +55,7 @@ def fit_symmetric(weight: Floats, importance: Floats | None, width: int, scales:
     for part in tiles(weight.shape):
         x, exponent = normalise(weight[part])
         peak = np.abs(x).max(axis=1)
-        search = ScaleSearch(x, relative_importance(importance, part, weight.shape), nearest, scales.round)
+        search = ScaleSearch(x, relative_importance(importance, part, weight.shape), nearest, scales.store)
         plain = np.where(peak > 0, peak / np.float32(half - 0.5), 1).astype(np.float32)
         search.consider(plain)
         plain = search.scale
@@ -103,8 +103,8 @@ def fit_asymmetric(
         x, exponent = normalise(weight[part])
         low, high = np.minimum(x.min(axis=1), 0), np.maximum(x.max(axis=1), 0)
         empty = low == high
-        search = ScaleSearch(x, relative_importance(importance, part, weight.shape), nearest, scales.round)
-        plain = scales.round(np.where(empty, 1, (high - low) / np.float32(top)).astype(np.float32))
+        search = ScaleSearch(x, relative_importance(importance, part, weight.shape), nearest, scales.store)
+        plain = scales.store(np.where(empty, 1, (high - low) / np.float32(top)).astype(np.float32))
         plain_zero = _zero_point(low, plain, top)
         search.consider(plain, plain_zero)
         _try_ranges(search, low, high, plain_zero, width, x.shape[1])

@@ -18,7 +18,9 @@ TARGET = Target(
             "4-bit weights by group, 8-bit dynamic activations", ("XNN4_{G32|G64|G128|G256}",),
             "CPUs by XNNPACK", "embedding and head too", (_BACKEND,),
         ),
-        Scheme("4 and 8 bits by row, 8-bit dynamic activations", ("XNN{4|8}_CHANNEL",), "CPUs by XNNPACK", "", (_BACKEND,)),
+        Scheme(
+            "4 and 8 bits by row, 8-bit dynamic activations", ("XNN{4|8}_CHANNEL",), "CPUs by XNNPACK", "", (_BACKEND,),
+        ),
     ),
     notes=("A model without experts, of an architecture in fewbits' list, with a fixed context.",),
 )  # fmt: skip

@@ -41,7 +41,7 @@ class OnnxExporter(Exporter):
     folder = True
     formats = (*(n for n in NBITS_NAMES if n.startswith("NBITS8")), "QDQ8",
                *(n for n in NBITS_NAMES if n.startswith("NBITS4")))  # fmt: skip
-    # Groups of 16 are for CPUs alone.
+    # Groups of 16 are for rows that no longer group divides.
     planned = tuple(name for name, group in NBITS_NAMES.items() if group > 16)
     default_format = "NBITS4_G32"  # the model builder's group
 
@@ -73,6 +73,13 @@ class OnnxExporter(Exporter):
         """Name of each side file -> its bytes, or for config.json its data."""
         config = {k: v for k, v in model_config(checkpoint).items() if k != "quantization_config"}
         return {CONFIG: config, **side_files(checkpoint)}
+
+    def notes(self, checkpoint: Checkpoint, formats: Mapping[str, str]) -> tuple[str, ...]:
+        """What activations are rounded to."""
+        del checkpoint
+        if not any(name in self.formats for name in formats.values()):
+            return ()
+        return ("on CPUs, ONNX Runtime rounds the activations of quantized layers to 8 bits",)
 
     def activation_block(self, format_name: str) -> int:
         """ONNX Runtime rounds activations in the blocks of the weights."""
@@ -138,6 +145,10 @@ class OnnxExporter(Exporter):
             raise VerificationError(f"{path / GRAPH} doesn't read back", found=str(error)) from error
         parts = {t: {p: Region(o, n, DATA) for p, (o, n) in found.items()} for t, found in places.items()}
         return Layout(files, parts)
+
+    def recognises(self, stored: Checkpoint) -> bool:
+        """By the kind of files."""
+        return stored.container == self.name
 
     def foreign(self, path: Path) -> list[str]:
         """Everything, unless fewbits made the graph."""

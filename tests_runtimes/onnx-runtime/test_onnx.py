@@ -1,4 +1,7 @@
-"""Folders for ONNX Runtime in onnxruntime-genai, and their graphs in onnxruntime."""
+"""Folders for ONNX Runtime in onnxruntime-genai, and their graphs in onnxruntime.
+
+The row isn't called onnx: a folder of that name is imported in the place of the package.
+"""
 
 import importlib.util
 from pathlib import Path
