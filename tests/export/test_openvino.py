@@ -176,6 +176,19 @@ def test_experts_are_refused_before_work_starts(tmp_path):
         OpenvinoConverter().check(open_checkpoint(tmp_path))
 
 
+@pytest.mark.parametrize(("tied", "kept"), [(True, [NAMES[0]]), (False, [NAMES[0], "lm_head.weight"])])
+def test_a_tied_head_is_not_written_twice(tied, kept, tmp_path):
+    weight = np.zeros((ROWS, COLUMNS), np.float32)
+    save_file({NAMES[0]: weight, "lm_head.weight": weight}, tmp_path / "model.safetensors")
+    config = {"model_type": "llama", "tie_word_embeddings": tied}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    tensors = OpenvinoConverter().intermediate.tensors(open_checkpoint(tmp_path))
+
+    assert sorted(t.name for t in tensors) == sorted(kept)
+    assert all(t.quantizable for t in tensors)
+
+
 def test_the_missing_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optimum", None)
     save_file({NAMES[0]: np.zeros((4, 4), np.float32)}, tmp_path / "model.safetensors")

@@ -21,7 +21,8 @@ TARGET = Target(
     schemes=(
         Scheme(
             "weights in MatMulNBits", ("NBITS{4|8}_{G16|G32|G64|G128}[_SYM]",),
-            "every processor that ONNX Runtime knows", "any mixture; on CPUs activations are rounded to 8 bits", (_OPERATORS,),
+            "every processor that ONNX Runtime knows",
+            "any mixture; on CPUs activations are rounded to 8 bits", (_OPERATORS,),
         ),
         Scheme("QDQ, 8 bits", ("QDQ8",), "every processor that ONNX Runtime knows", "", (_OPERATORS,)),
     ),

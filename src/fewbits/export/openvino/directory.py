@@ -37,6 +37,13 @@ class OpenvinoDirectory(HuggingFaceDirectory):
     roles = ("linear", "embedding", "head")
     column_multiple = 2  # two codes of 4 bits fill a byte
 
+    def tensors(self, checkpoint: Checkpoint) -> list[OutputTensor]:
+        """See `HuggingFaceDirectory.tensors`; without a tied head's copy of the embedding, which the graph has once."""
+        tensors = super().tensors(checkpoint)
+        if not checkpoint.config.get("tie_word_embeddings"):
+            return tensors
+        return [tensor for tensor in tensors if tensor.role != "head"]
+
     def activation_block(self, format_name: str) -> int:
         """See `Exporter.activation_block`."""
         return ACTIVATION_BLOCK if format_name in self.formats else 0

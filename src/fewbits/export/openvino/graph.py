@@ -201,7 +201,7 @@ def _numbers(constant: Any, start: int, stop: int) -> Floats:
     stored: npt.NDArray[np.uint8] = constant.data.reshape(-1).view(np.uint8)  # packed numbers come as bytes
     width = _WIDTHS[dtype]
     first, last = start * width // 8, -(-stop * width // 8)
-    numbers = unpack_numbers(stored[None, first:last], width, (last - first) * 8 // width)[0]
+    numbers = unpack_numbers(stored[None, first:last], width, (last - first) * 8 // width).reshape(-1)
     skipped = start - first * 8 // width
     numbers = numbers[skipped : skipped + stop - start]
     if dtype not in _SIGNED:
