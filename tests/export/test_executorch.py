@@ -73,7 +73,7 @@ def test_experts_and_models_that_were_not_tried_are_refused():
     with pytest.raises(ArchitectureError, match=r"wasn't tried.*mamba.*allowed: llama"):
         converter.check(made_up({"model_type": "mamba"}, "model.layers.0.mixer.in_proj.weight"))
     long = {"model_type": "phi3", "rope_scaling": {"type": "longrope"}}
-    with pytest.raises(ArchitectureError, match="length of the text.*longrope"):
+    with pytest.raises(ArchitectureError, match=r"length of the text.*longrope"):
         converter.check(made_up(long, "model.layers.0.mlp.down_proj.weight"))
     converter.check(made_up({"model_type": "llama"}, "model.layers.0.mlp.up_proj.weight"))
 
