@@ -23,24 +23,13 @@ from fewbits.errors import ArchitectureError, ExportError, MissingExtraError, Ve
 from fewbits.export.converter import Converter
 from fewbits.export.executorch.program_weights import program_weights, weight_names
 from fewbits.export.executorch.weights import ExecutorchWeights
-from fewbits.export.hugging_face.side_files import CONFIG, side_files
+from fewbits.export.hugging_face.side_files import CONFIG, model_config, side_files
 from fewbits.progress import Progress
 
 PROGRAM = "model.pte"
 WEIGHTS = "weights.json"
-# What was tried: tests_runtimes/executorch and tests/export/test_executorch.py.
-_MODEL_TYPES = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "phi3",
-    "gemma",
-    "gemma3_text",
-    "smollm3",
-    "olmo2",
-    "granite",
-)
+# Kinds of models whose decoder computes what transformers does: tests_runtimes/executorch/test_decoders.py.
+_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma3_text", "smollm3")
 # Kinds of rotary embeddings whose frequencies depend on how long the text is.
 _BY_LENGTH = ("dynamic", "longrope", "su")
 _CONTEXT = 2048
@@ -66,7 +55,7 @@ class ExecutorchConverter(Converter):
         """See `Converter.check`.
 
         Raises:
-            ArchitectureError: experts, or a kind of model that wasn't tried.
+            ArchitectureError: experts, rotary embeddings that no graph can hold, or a kind of model that wasn't tried.
         """
         config = _text_config(checkpoint)
         kind = config.get("model_type")
@@ -97,7 +86,7 @@ class ExecutorchConverter(Converter):
         self._require_packages()
         self.check(quantized)
         from fewbits.export.executorch.decoder import build_decoder
-        from fewbits.export.executorch.program import export_decoder, linear_order, write_program
+        from fewbits.export.executorch.program import export_decoder, linear_order, lower
 
         context = self.context_of(quantized)
         progress.stage("converting", 3, "steps")
@@ -107,7 +96,10 @@ class ExecutorchConverter(Converter):
             program = export_decoder(decoder)
             order = [modules[module] for module in linear_order(program)]
             progress.advance(1, "lowering to XNNPACK")
-            write_program(program, metadata_of(quantized, context), output / PROGRAM)
+            lowered = lower(program, metadata_of(quantized, context))
+            with (output / PROGRAM).open("wb") as file:
+                lowered.write_to_file(file)
+            progress.advance(1, PROGRAM)
         except Exception as error:
             said = str(error).strip().splitlines() or [""]
             raise ExportError(
@@ -173,7 +165,7 @@ def metadata_of(quantized: Checkpoint, context: int) -> dict[str, Any]:
 
 
 def _text_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    config = checkpoint.config
+    config = model_config(checkpoint)
     text = config.get("text_config")
     return text if isinstance(text, Mapping) else config
 

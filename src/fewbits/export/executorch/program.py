@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+from executorch.exir import (
+    EdgeCompileConfig,
+    ExecutorchBackendConfig,
+    ExecutorchProgramManager,
+    to_edge_transform_and_lower,
+)
 from executorch.exir.passes import MemoryPlanningPass
 from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
 from torch.export import Dim, ExportedProgram, export
@@ -41,13 +45,12 @@ def linear_order(program: ExportedProgram) -> list[str]:
     return order
 
 
-def write_program(program: ExportedProgram, metadata: Mapping[str, Any], file: Path) -> None:
-    """Lower a graph to XNNPACK and write it.
+def lower(program: ExportedProgram, metadata: Mapping[str, Any]) -> ExecutorchProgramManager:
+    """A graph as ExecuTorch's program, with what XNNPACK takes delegated to it.
 
     Args:
         program: the graph.
         metadata: name of a method that runners ask for -> what it returns.
-        file: the .pte.
     """
     edge = to_edge_transform_and_lower(
         {"forward": program},
@@ -55,12 +58,11 @@ def write_program(program: ExportedProgram, metadata: Mapping[str, Any], file: P
         compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
         constant_methods=dict(metadata),
     )
-    lowered = edge.to_executorch(
+    lowered: ExecutorchProgramManager = edge.to_executorch(
         ExecutorchBackendConfig(
             extract_delegate_segments=True,
             memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False),
             sym_shape_eval_pass=ConstraintBasedSymShapeEvalPass(),
         )
     )
-    with file.open("wb") as out:
-        lowered.write_to_file(out)
+    return lowered
