@@ -104,3 +104,20 @@ def test_the_report_says_what_share_of_float32s_bytes_the_weights_take(tiny_llam
     assert 0.25 < result.float32_share < 0.26
     assert "quantized weights take 25." in result.describe()
     assert "% of FP32's bytes" in result.describe()
+
+
+def test_channels_are_rescaled_for_the_format_and_the_file_can_be_made_again(
+    made, tiny_llama, sample_text, tmp_path
+):
+    first = made("INT8_CHANNEL_SYM")
+    options = {"to": "compressed-tensors", "calibration": sample_text, "threads": 2}
+    fewbits.quantize(tiny_llama, tmp_path / "again", like=first, **options)
+    fewbits.quantize(tiny_llama, tmp_path / "weights", format="INT8_G64", effort="balanced", **options)
+
+    norm = "model.layers.0.input_layernorm.weight"
+    norms = [open_checkpoint(p).tensors[norm].read() for p in (tiny_llama, first, tmp_path / "weights")]
+    assert not np.array_equal(norms[0], norms[1])
+    assert not np.array_equal(norms[1], norms[2])
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        first / "model.safetensors"
+    ).read_bytes()
