@@ -141,7 +141,7 @@ def load_language_model(
         model = model_from_directory(checkpoint)
         tensors = parameters_of_directory(checkpoint, [name for name, _ in model.named_parameters()])
     roundings = _roundings(model, tensors, table) if activations == "runtime" else {}
-    scheme = scheme_of(checkpoint, model, kv_cache)
+    scheme = scheme_of(checkpoint, model, tensors, kv_cache)
     text_config = model.config.get_text_config()
     return LanguageModel(
         name=checkpoint.path.name,
