@@ -2,15 +2,18 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.tiny_models import TINY_MODELS, sample_tokens, save
 from transformers import MambaConfig, MambaForCausalLM
 
 import fewbits
+from fewbits.checkpoint.source import open_checkpoint
 from fewbits.errors import EvaluationError
 from fewbits.evaluation.kv_cache import StoredScales, named_scheme
-from fewbits.evaluation.language_model import LanguageModel
+from fewbits.evaluation.language_model import LanguageModel, load_language_model
 
 
 def logits(model, kv_cache, split):
@@ -64,6 +67,22 @@ def test_gguf_files_and_directories_are_rounded_alike(original, text_file, tmp_p
         128,
         256,
     )
+
+
+def test_blocks_are_of_the_channels_that_a_gguf_file_has_side_by_side(tiny_llama, tmp_path):
+    fewbits.quantize(tiny_llama, tmp_path / "model.gguf", format="F32", effort="fast")
+    checkpoint = open_checkpoint(tmp_path / "model.gguf")
+
+    keys = load_language_model(checkpoint, "float", "q4_0").kv_cache.keys
+
+    # llama.cpp's rotary embedding turns channels 2 i and 2 i + 1, transformers' i and i + 16.
+    assert keys.places == (*range(0, 32, 2), *range(1, 32, 2))
+    x = torch.randn(1, 2, 3, 32, generator=torch.Generator().manual_seed(0))
+    file = checkpoint.tensors["blk.0.attn_k.weight"].read().reshape(4, 32, -1)
+    live = load_file(tiny_llama / "model.safetensors")["model.layers.0.self_attn.k_proj.weight"]
+    assert np.array_equal(file[:, keys.places], live.float().reshape(4, 32, -1).numpy())
+    turned = x[..., torch.tensor(keys.places).argsort()]
+    assert torch.equal(keys(x), keys.rounding(turned)[..., list(keys.places)])
 
 
 def test_what_cannot_be_simulated_is_refused(original, text_file):

@@ -154,6 +154,7 @@ def test_made_like_another_it_has_the_same_bytes(made, tiny_llama, sample_text, 
         tmp_path / "again",
         to="compressed-tensors",
         like=made(),
+        effort="balanced",
         calibration=sample_text,
         threads=1,
     )

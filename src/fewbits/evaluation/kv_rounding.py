@@ -290,6 +290,30 @@ class Rotated(HeadRounding):
         return rotate(self.rounding(rotate(x), scale))
 
 
+@dataclass(frozen=True)
+class Reordered(HeadRounding):
+    """Rounded with the channels of a head in the order in which the runtime has them.
+
+    Attributes:
+        rounding: of the runtime's channels.
+        places: of the model's channel i, its place among the runtime's.
+    """
+
+    rounding: HeadRounding
+    places: tuple[int, ...]
+
+    def bits(self, width: int) -> float:
+        """See `HeadRounding.bits`."""
+        return self.rounding.bits(width)
+
+    def __call__(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """See `HeadRounding.__call__`."""
+        if x.shape[-1] != len(self.places):
+            return self.rounding(x, scale)
+        places = torch.tensor(self.places)
+        return self.rounding(x[..., places.argsort()], scale)[..., places]
+
+
 @cache
 def hadamard(size: int) -> Tensor:
     """Sylvester's matrix of a power of two, scaled to be its own inverse: float32 [size, size]."""

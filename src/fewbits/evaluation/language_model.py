@@ -169,7 +169,8 @@ def load_language_model(
         model = model_from_directory(checkpoint)
         tensors = parameters_of_directory(checkpoint, [name for name, _ in model.named_parameters()])
     roundings = _roundings(model, tensors, table) if activations == "runtime" else {}
-    return _language_model(checkpoint, model, tokenizer, roundings, scheme_of(checkpoint, model, kv_cache))
+    scheme = scheme_of(checkpoint, model, tensors, kv_cache)
+    return _language_model(checkpoint, model, tokenizer, roundings, scheme)
 
 
 def language_model_of(checkpoint: Checkpoint, tokenizer: TextTokenizer) -> LanguageModel:

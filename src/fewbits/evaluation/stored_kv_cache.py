@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fewbits.checkpoint.checkpoint import Checkpoint, Floats
+from fewbits.checkpoint.checkpoint import Checkpoint, Floats, LazyTensor
 from fewbits.checkpoint.kv_cache import StoredKvCache, stored_kv_cache
+from fewbits.checkpoint.views import Permuted
 from fewbits.errors import EvaluationError
 from fewbits.evaluation.kv_cache import CacheScheme, StoredScales, named_scheme
-from fewbits.evaluation.kv_rounding import Static
+from fewbits.evaluation.kv_rounding import Reordered, Static
 
 # Shown in reports.
 _NAMES = {"float8_e4m3fn": "fp8_e4m3", "int8": "int8"}
 
 
-def scheme_of(checkpoint: Checkpoint, model: Any, name: str | None) -> CacheScheme | None:
+def scheme_of(
+    checkpoint: Checkpoint, model: Any, tensors: Mapping[str, LazyTensor], name: str | None
+) -> CacheScheme | None:
     """How the keys and values of a model are rounded; None for not at all.
 
     Args:
         checkpoint: the model's files.
         model: as transformers built it from them.
+        tensors: its parameters as the files have them.
         name: see `named_scheme`; None for what the files say.
 
     Raises:
@@ -32,7 +39,11 @@ def scheme_of(checkpoint: Checkpoint, model: Any, name: str | None) -> CacheSche
     stored = stored_kv_cache(checkpoint)
     scales = StoredScales(_by_layer(model, stored.keys), _by_layer(model, stored.values))
     if name is not None:
-        return named_scheme(name, scales)
+        scheme = named_scheme(name, scales)
+        places = _places(tensors) if checkpoint.container == "gguf" else ()
+        if scheme is None or not places:
+            return scheme
+        return replace(scheme, keys=Reordered(scheme.keys, places))
     if not stored.described:
         return None
     if not stored.dtype:
@@ -44,6 +55,30 @@ def scheme_of(checkpoint: Checkpoint, model: Any, name: str | None) -> CacheSche
     rounding = Static(getattr(torch, stored.dtype))
     kind = f"{_NAMES[stored.dtype]}, {_granularity(stored)}"
     return CacheScheme(kind, rounding, rounding, "config.json", scales)
+
+
+def _places(tensors: Mapping[str, LazyTensor]) -> tuple[int, ...]:
+    """Where a GGUF file has the channels of a head of keys, by the model's own order; () where that is the same.
+
+    llama.cpp rotates neighbours where transformers rotates halves, and for such models files have the rows of queries
+    and keys in another order, alike in all heads. Blocks of 32 are then made of other channels.
+    """
+    found = {
+        _pattern(tensor.row_index)
+        for tensor in tensors.values()
+        if isinstance(tensor, Permuted) and len(tensor.shape) == 2
+    }
+    return found.pop() if len(found) == 1 else ()
+
+
+def _pattern(rows: npt.NDArray[np.intp]) -> tuple[int, ...]:
+    """The shortest order of neighbouring rows that repeats through all of them."""
+    for width in range(1, len(rows) + 1):
+        if len(rows) % width == 0:
+            heads = rows.reshape(-1, width) - width * np.arange(len(rows) // width)[:, None]
+            if (heads == heads[0]).all() and np.array_equal(np.sort(heads[0]), np.arange(width)):
+                return tuple(heads[0].tolist())
+    return ()
 
 
 def _granularity(stored: StoredKvCache) -> str:

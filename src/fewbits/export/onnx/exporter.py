@@ -124,10 +124,6 @@ class OnnxExporter(Exporter):
         """The tensors themselves."""
         return parameters_of_directory(_directory(tensors, metadata[CONFIG]), wanted)
 
-    def recognises(self, stored: Checkpoint) -> bool:
-        """See `Exporter.recognises`."""
-        return stored.container == "onnx"
-
     def read_back(self, path: Path) -> Layout:
         """Parse a written folder again.
 
