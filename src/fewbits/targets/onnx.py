@@ -11,7 +11,7 @@ TARGET = Target(
     runtimes=(
         Runtime(
             "onnxruntime-genai", "CPUs; its builds for DirectML, CUDA, WebGPU and NPUs were not tried",
-            driver="onnxruntime-genai", row="onnx", sources=(_GENAI,),
+            driver="onnxruntime-genai", row="onnx-runtime", sources=(_GENAI,),
         ),
         Runtime(
             "ONNX Runtime", "the same, without a loop for generation", driver="onnxruntime",
