@@ -20,6 +20,7 @@ class ExecutorchWeights(HuggingFaceDirectory):
     name = "executorch-weights"
     formats = NAMES
     default_format = xnnpack_name(4, 32)
+    method = METHOD
     markers = MARKERS
     parts = PARTS
     roles = ("linear", "embedding", "head")
@@ -33,5 +34,7 @@ class ExecutorchWeights(HuggingFaceDirectory):
     def description(self, tensors: Sequence[OutputTensor], formats: Mapping[str, str]) -> dict[str, Any]:
         """That some modules are quantized; what they are, their arrays tell."""
         return (
-            {"quantization_config": {"quant_method": METHOD}} if self.formats_used(tensors, formats) else {}
+            {"quantization_config": {"quant_method": self.method}}
+            if self.formats_used(tensors, formats)
+            else {}
         )
