@@ -12,6 +12,7 @@ GPTQ with the scheme W8A8.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def main() -> None:
     from llmcompressor import oneshot
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(arguments.threads)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype="auto")
@@ -47,7 +48,8 @@ def main() -> None:
         num_calibration_samples=len(blocks),
     )
     model.save_pretrained(arguments.output, save_compressed=True)
-    AutoTokenizer.from_pretrained(arguments.model).save_pretrained(arguments.output)
+    for file in arguments.model.glob("tokenizer*.json"):
+        shutil.copy(file, arguments.output)
     as_fewbits_reads_it(arguments.output)
 
 
