@@ -11,6 +11,10 @@ GPTQ with the scheme W8A8.
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 
 from peer_arguments import peer_arguments
@@ -26,7 +30,7 @@ def main() -> None:
     from llmcompressor import oneshot
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(arguments.threads)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype="auto")
@@ -44,7 +48,22 @@ def main() -> None:
         num_calibration_samples=len(blocks),
     )
     model.save_pretrained(arguments.output, save_compressed=True)
-    AutoTokenizer.from_pretrained(arguments.model).save_pretrained(arguments.output)
+    for file in arguments.model.glob("tokenizer*.json"):
+        shutil.copy(file, arguments.output)
+    as_fewbits_reads_it(arguments.output)
+
+
+def as_fewbits_reads_it(folder: Path) -> None:
+    """Scales as float32, which holds them exactly, and no order of columns, which changed nothing that is stored."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    wide = {n: t.float() if n.endswith(".weight_scale") else t for n, t in weights.items()}
+    save_file(wide, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    for group in config["quantization_config"]["config_groups"].values():
+        group["weights"]["actorder"] = None
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
 
 
 if __name__ == "__main__":

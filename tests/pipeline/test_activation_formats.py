@@ -110,9 +110,9 @@ def test_channels_are_rescaled_for_the_format_and_the_file_can_be_made_again(
     made, tiny_llama, sample_text, tmp_path
 ):
     first = made("INT8_CHANNEL_SYM")
-    options = {"to": "compressed-tensors", "calibration": sample_text, "threads": 2}
+    options = {"to": "compressed-tensors", "effort": "balanced", "calibration": sample_text, "threads": 2}
     fewbits.quantize(tiny_llama, tmp_path / "again", like=first, **options)
-    fewbits.quantize(tiny_llama, tmp_path / "weights", format="INT8_G64", effort="balanced", **options)
+    fewbits.quantize(tiny_llama, tmp_path / "weights", format="INT8_G64", **options)
 
     norm = "model.layers.0.input_layernorm.weight"
     norms = [open_checkpoint(p).tensors[norm].read() for p in (tiny_llama, first, tmp_path / "weights")]
