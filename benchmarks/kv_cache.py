@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
+from fewbits.architectures.interpreter import to_hugging_face
 from fewbits.checkpoint.source import open_checkpoint
-from fewbits.evaluation.kv_cache import CacheScheme, StoredScales, named_scheme, scheme_names
+from fewbits.evaluation.kv_cache import CacheScheme, StoredScales, scheme_names
 from fewbits.evaluation.kv_rounding import Static
 from fewbits.evaluation.language_model import load_language_model
 from fewbits.evaluation.quality import position_statistics
+from fewbits.evaluation.stored_kv_cache import scheme_of
 
 E4M3 = torch.float8_e4m3fn
 _LARGEST = 448.0
@@ -104,15 +106,18 @@ def main() -> None:
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
-    model = load_language_model(open_checkpoint(arguments.model), "float")
+    checkpoint = open_checkpoint(arguments.model)
+    model = load_language_model(checkpoint, "float")
 
     def ids(path: str) -> list[int]:
         return model.tokenizer.encode(Path(path).read_text(encoding="utf-8")[:200_000], markup=False)
 
-    schemes = {name: named_scheme(name, StoredScales()) for name in scheme_names()[1:]}
-    schemes |= calibrated(model, ids(arguments.calibrate), 512, 8)
-    if arguments.only:
-        schemes = {name: scheme for name, scheme in schemes.items() if name in arguments.only}
+    tensors = to_hugging_face(checkpoint)[1] if checkpoint.container == "gguf" else {}
+    names = [name for name in scheme_names()[1:] if arguments.only is None or name in arguments.only]
+    schemes = {name: scheme_of(checkpoint, model._model, tensors, name) for name in names}
+    if arguments.only is None or set(arguments.only) - set(names):
+        found = calibrated(model, ids(arguments.calibrate), 512, 8)
+        schemes |= {n: s for n, s in found.items() if arguments.only is None or n in arguments.only}
     text, context = ids(arguments.text), arguments.context
     kl: dict[str, list[float]] = {name: [] for name in schemes}
     config = model._model.config.get_text_config(decoder=True)

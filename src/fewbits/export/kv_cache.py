@@ -77,6 +77,19 @@ def cache_scales(peaks: Floats, *, per_head: bool) -> Floats:
     return np.where(rounded < scales, up, rounded).astype(np.float32)
 
 
+def refuse_cache_alone(tensors: Iterable[OutputTensor]) -> None:
+    """Refuse scales of the cache where no weight is quantized: config.json would describe nothing.
+
+    Raises:
+        PlanError: there are some.
+    """
+    if kv_cache_scheme(tensors) is not None:
+        raise PlanError(
+            "--kv-cache needs quantized weights beside it", found="all tensors in floating point",
+            action="Choose a format for the weights; 8 bits cost the least",
+        )  # fmt: skip
+
+
 def kv_cache_scheme(tensors: Iterable[OutputTensor]) -> dict[str, Any] | None:
     """What config.json says of the cache whose scales are among the tensors; None if there are none."""
     shapes = [t.shape for t in tensors if t.name.endswith(KEY_SCALE)]

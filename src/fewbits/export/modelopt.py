@@ -16,7 +16,7 @@ from fewbits.checkpoint.modelopt import ALGORITHMS, MARKERS, PARTS
 from fewbits.checkpoint.packed import WEIGHT
 from fewbits.export.exporter import OutputTensor
 from fewbits.export.hugging_face.directory import HuggingFaceDirectory, module_of
-from fewbits.export.kv_cache import FP8, kv_cache_scheme, scale_tensor
+from fewbits.export.kv_cache import FP8, kv_cache_scheme, refuse_cache_alone, scale_tensor
 from fewbits.version import __version__
 
 _MIXED = "MIXED_PRECISION"
@@ -78,6 +78,7 @@ class ModelOptExporter(HuggingFaceDirectory):
             elif len(tensor.shape) == 2 and tensor.name.endswith(WEIGHT) and tensor.role != "embedding":
                 ignored.append(module)
         if not modules:
+            refuse_cache_alone(tensors)
             return {}
         one = len(modules) == 1
         groups = {

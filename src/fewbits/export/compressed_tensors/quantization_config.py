@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fewbits.export.exporter import OutputTensor
-from fewbits.export.kv_cache import kv_cache_scheme
+from fewbits.export.kv_cache import kv_cache_scheme, refuse_cache_alone
 from fewbits.formats.compressed_tensors import METHOD, SCHEMES, Scheme
 
 _WEIGHT = ".weight"
@@ -29,6 +29,7 @@ def quantization_config(tensors: Sequence[OutputTensor], formats: Mapping[str, s
         elif len(tensor.shape) == 2 and tensor.name.endswith(_WEIGHT) and tensor.role != "embedding":
             ignored.append(name)
     if not modules:
+        refuse_cache_alone(tensors)
         return None
     schemes = [SCHEMES[name] for name in modules]
     layouts = list(dict.fromkeys(scheme.layout for scheme in schemes))
