@@ -34,6 +34,7 @@ def test_logits_are_those_of_our_weights_and_it_generates(artifact, compare, dri
     logits = runtime.logits(str(folder), tokens)
 
     compare(logits, expected, of="runtime", share=SHARES[folder.parent.name])
+    assert runtime.generate(str(folder), tokens, 3)[0] == logits[-1].argmax()
 
 
 def test_a_layer_of_8_bits_computes_by_the_rule_of_our_evaluation(artifact):

@@ -7,6 +7,7 @@ owner reads the numbers from it that fewbits means, and its description as confi
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,8 @@ def int4(arrays: dict[str, Any]) -> Any:
 _UNPACK = {"FP8_PER_CHANNEL_PER_TOKEN": fp8, "W4A16_NVFP4": nvfp4, "W4A16_AWQ": int4}
 
 
-def _description(folder: Path) -> dict[str, Any]:
-    """What hf_quant_config.json says of the weights, after ModelOpt has converted it to what config.json says."""
+def _check_description(folder: Path) -> Callable[[str], str]:
+    """The algorithm of each module, after ModelOpt has converted the description to what config.json says."""
     from modelopt.torch.export.convert_hf_config import (
         _quant_algo_to_group_config,
         convert_hf_quant_config_format,
@@ -79,17 +80,17 @@ def _description(folder: Path) -> dict[str, Any]:
     theirs = convert_hf_quant_config_format(described)
     if other := [key for key in _ALIKE if theirs.get(key) != config.get(key)]:
         raise RuntimeError(f"config.json and what ModelOpt makes of hf_quant_config.json differ: {other}")
-    quantization: dict[str, Any] = described["quantization"]
-    layers = quantization.get("quantized_layers", {}).values()
-    for algorithm in {layer["quant_algo"] for layer in layers} or {quantization["quant_algo"]}:
-        if "weights" not in _quant_algo_to_group_config(algorithm) or algorithm not in _UNPACK:
-            raise RuntimeError(f"this driver doesn't unpack {algorithm}, only {', '.join(_UNPACK)}")
-    # ModelOpt makes no groups for FP8 per channel or INT4 alone.
     ours = [*config["config_groups"].values()]
     for mine, group in zip(ours, theirs.get("config_groups", {}).values(), strict=False):
-        if not group["weights"].items() <= mine["weights"].items() or group["targets"] != mine["targets"]:
-            raise RuntimeError(f"ModelOpt describes the weights as {group}")
-    return quantization
+        alike = group["weights"].items() <= mine["weights"].items() and group["targets"] == mine["targets"]
+        if not alike:
+            raise RuntimeError(f"ModelOpt describes the weights as {group['weights']}")
+    quantization = described["quantization"]
+    layers = quantization.get("quantized_layers", {})
+    for name in {layer["quant_algo"] for layer in layers.values()} or {quantization["quant_algo"]}:
+        if name not in _UNPACK or "weights" not in _quant_algo_to_group_config(name):
+            raise RuntimeError(f"this driver doesn't unpack {name}, only {', '.join(_UNPACK)}")
+    return lambda module: str(layers.get(module, quantization)["quant_algo"])
 
 
 @cache
@@ -99,14 +100,13 @@ def _load(model: str) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = Path(model)
-    quantization = _description(folder)
-    layers = quantization.get("quantized_layers", {})
+    algorithm_of = _check_description(folder)
     arrays = {n: t for file in sorted(folder.glob("*.safetensors")) for n, t in load_file(file).items()}
     modules = [name.removesuffix(".weight_scale") for name in arrays if name.endswith(".weight_scale")]
     state = {n: t.to(torch.float32) for n, t in arrays.items() if n.rpartition(".")[0] not in modules}
     for module in modules:
         parts = {n.rpartition(".")[2]: t for n, t in arrays.items() if n.rpartition(".")[0] == module}
-        state[f"{module}.weight"] = _UNPACK[layers.get(module, quantization)["quant_algo"]](parts)
+        state[f"{module}.weight"] = _UNPACK[algorithm_of(module)](parts)
     plain = AutoConfig.from_pretrained(folder)
     del plain.quantization_config
     loaded = AutoModelForCausalLM.from_config(plain, dtype=torch.float32)

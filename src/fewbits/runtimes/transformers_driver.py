@@ -25,10 +25,8 @@ def requirements(model: str) -> tuple[str, ...]:
 
 
 def arithmetic(model: str) -> str:
-    """The dtype of activations: bitsandbytes' kernels have one of their own; FP4 layers only load in bfloat16."""
+    """The dtype of activations: FP4 layers of compressed-tensors only load in bfloat16."""
     described = _description(model)
-    if described.get("quant_method") == "bitsandbytes":
-        return "bfloat16" if described["load_in_4bit"] else "float16"
     groups = described.get("config_groups", {}).values()
     four = any(g["weights"].get("type") == "float" and g["weights"]["num_bits"] == 4 for g in groups)
     return "bfloat16" if four else "float32"
@@ -66,30 +64,22 @@ def _load(model: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    dtype = (
-        torch.bfloat16 if arithmetic(model) == "bfloat16" and not _is_bitsandbytes(model) else torch.float32
-    )
+    dtype = torch.bfloat16 if arithmetic(model) == "bfloat16" else torch.float32
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
     if getattr(loaded, "hf_quantizer", None) is None:
         raise RuntimeError("transformers loaded it as a model that isn't quantized")
-    if _is_bitsandbytes(model):
-        _compute_in_float32(loaded)
+    if _description(model).get("quant_method") == "bitsandbytes":
+        _to_float32(loaded)
     return loaded
 
 
-def _compute_in_float32(model: Any) -> None:
-    """Whatever isn't quantized: there transformers keeps the file's dtype, whichever it is asked for."""
+def _to_float32(model: Any) -> None:
+    """Whatever isn't quantized: with bitsandbytes transformers keeps the file's dtype, whichever it is asked for."""
     import torch
-    from bitsandbytes.nn.modules import Linear4bit
 
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.dtype == torch.bfloat16:
+        if tensor.dtype in (torch.bfloat16, torch.float16):
             tensor.data = tensor.data.float()
     for layer in model.modules():
-        if isinstance(layer, Linear4bit):
-            layer.compute_dtype = torch.float32
-            layer.compute_type_is_set = True  # else the first input would choose it
-
-
-def _is_bitsandbytes(model: str) -> bool:
-    return _description(model).get("quant_method") == "bitsandbytes"
+        if hasattr(layer, "compute_type_is_set"):  # else the config's type would be it
+            layer.compute_dtype, layer.compute_type_is_set = torch.float32, True

@@ -12,7 +12,9 @@ TARGET = Target(
             row="compressed-tensors",
             sources=("https://huggingface.co/docs/transformers/quantization/compressed_tensors",),
         ),
-        Runtime("vLLM", "NVIDIA and AMD GPUs, x86 CPUs, TPUs", driver="vllm", row="vllm", sources=(sources.VLLM,)),
+        Runtime(
+            "vLLM", "NVIDIA and AMD GPUs, x86 CPUs, TPUs", driver="vllm", row="vllm", sources=(sources.VLLM,),
+        ),
         Runtime(
             "SGLang", "NVIDIA and AMD GPUs",
             sources=("https://docs.sglang.ai/advanced_features/quantization.html",),

@@ -13,7 +13,9 @@ TARGET = Target(
             "transformers with GPTQModel", "NVIDIA, AMD and Intel GPUs, CPUs", driver="gptqmodel", row="gptq",
             sources=(GPTQMODEL,),
         ),
-        Runtime("vLLM", "NVIDIA and Intel GPUs, x86 CPUs", sources=(sources.VLLM_TABLE,)),
+        Runtime(
+            "vLLM", "NVIDIA and Intel GPUs, x86 CPUs", driver="vllm", row="vllm", sources=(sources.VLLM_TABLE,),
+        ),
         Runtime("SGLang", "NVIDIA GPUs", sources=("https://docs.sglang.ai/advanced_features/quantization.html",)),
     ),
     schemes=(

@@ -8,10 +8,12 @@ TARGET = Target(
     "Hugging Face directory for NVIDIA's runtimes",
     runtimes=(
         Runtime("TensorRT-LLM", "NVIDIA GPUs", sources=(sources.TENSORRT_LLM,)),
-        Runtime("vLLM", "NVIDIA GPUs", sources=(sources.VLLM,)),
         Runtime(
             "ModelOpt's own unpacking", "any CPU; proves the numbers, not the kernels", driver="modelopt",
             row="modelopt", sources=("https://github.com/NVIDIA/Model-Optimizer",),
+        ),
+        Runtime(
+            "vLLM", "NVIDIA GPUs", driver="vllm", row="vllm", sources=(sources.VLLM,),
         ),
     ),
     schemes=(
