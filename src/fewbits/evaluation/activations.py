@@ -43,6 +43,7 @@ from torch.overrides import TorchFunctionMode
 from fewbits.export.gguf.activation_blocks import ACTIVATION_BLOCK
 from fewbits.export.onnx.activation_blocks import ACTIVATION_BLOCK as ONNX_BLOCK
 from fewbits.formats.compressed_tensors import INPUT_GLOBAL_SCALE, INPUT_SCALE
+from fewbits.formats.graph_integer import LITERT_NAMES
 from fewbits.formats.openvino import FORMATS as OPENVINO
 from fewbits.formats.with_activations import W4A8
 from fewbits.formats.xnnpack import NAMES as XNNPACK_NAMES
@@ -224,7 +225,7 @@ TOKEN_ROUNDING: Mapping[str, Rounding] = {
     "BNB_INT8": OutlierRounding(6.0),
     **{name: ActivationRounding(block, torch.float32) for name, block in ONNX_BLOCK.items()},
     **dict.fromkeys(OPENVINO, ActivationRounding(32, torch.float32)),
-    **{name: AsymmetricTokenRounding() for name in XNNPACK_NAMES},
+    **{name: AsymmetricTokenRounding() for name in (*XNNPACK_NAMES, *LITERT_NAMES)},
 }
 
 

@@ -67,6 +67,10 @@ class Runtime:
 
 COREML = Runtime("COREML", GROUPS, full_range=True)
 LITERT = Runtime("LITERT", LITERT_GROUPS, full_range=False)
+LITERT_NAMES = (
+    LITERT.name(8, 0, marked=False),
+    *(LITERT.name(4, group, marked=False) for group in (*LITERT_GROUPS, 0)),
+)
 
 
 class GraphInteger(IntegerGrid):

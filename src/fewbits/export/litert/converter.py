@@ -13,7 +13,7 @@ from fewbits.export.converter import Converter
 from fewbits.export.decoder_models import context_of, require_plain_decoder
 from fewbits.export.hugging_face.graph_directory import GraphDirectory
 from fewbits.export.hugging_face.side_files import CONFIG, model_config, side_files
-from fewbits.formats.graph_integer import LITERT, LITERT_GROUPS
+from fewbits.formats.graph_integer import LITERT, LITERT_GROUPS, LITERT_NAMES
 from fewbits.progress import Progress
 
 MODEL = "model.tflite"
@@ -26,10 +26,7 @@ class LitertDirectory(GraphDirectory):
     """What is converted to LiteRT."""
 
     name = "litert-weights"
-    formats = (
-        LITERT.name(8, 0, marked=False),
-        *(LITERT.name(4, group, marked=False) for group in (*LITERT_GROUPS, 0)),
-    )
+    formats = LITERT_NAMES
     default_format = LITERT.name(4, LITERT_GROUPS[0], marked=False)
 
 
