@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from model_files import SENTENCES, write_tokenizer
+
 # The machine may be busy, and a failure must be the same one for everybody.
 settings.register_profile("fewbits", deadline=None, derandomize=True)
 settings.load_profile("fewbits")
@@ -18,31 +20,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["FEWBITS_EFFORT"] = "fast"
 
 LAYERS = 3
-SENTENCES = (
-    "The quick brown fox jumps over the lazy dog, 1234 times.\n",
-    "def quantize(weight): return round(weight / scale) * scale\n",
-    "Few bits, same model: a budget goes in, the best file comes out.\n",
-    "Größe 12,5 °C — 中文字符 и немного текста.\n",
-)
-
-
-def write_tokenizer(folder: Path, vocabulary: int) -> None:
-    """A byte-level BPE tokenizer with GPT-2's pre-tokenizer, trained on a few sentences."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(SENTENCES * 4, trainer)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 def write_llama(

@@ -190,7 +190,7 @@ def test_an_artifact_says_which_container_it_is(made, tiny_llama):
     for container, name in names.items():
         assert container_of(open_stored(made(container, name))) == container
     assert container_of(open_stored(tiny_llama)) is None
-    assert set(exporter_names()) == {"gguf", *names} <= set(targets_registry.target_names())
+    assert set(exporter_names()) == {"gguf", "onnx", *names} <= set(targets_registry.target_names())
 
 
 def test_what_cannot_be_verified_is_refused(made, tiny_llama, sample_text, tmp_path):

@@ -261,11 +261,11 @@ def test_formats_go_from_most_to_fewest_bits() -> None:
 
 def test_exporters_are_found_by_name() -> None:
     assert exporter_names() == [
-        "gguf", "compressed-tensors", "gptq", "awq", "mlx", "bitsandbytes", "modelopt"
+        "gguf", "compressed-tensors", "gptq", "awq", "mlx", "bitsandbytes", "modelopt", "onnx"
     ]  # fmt: skip
     assert get_exporter("GGUF") is EXPORTER
-    with pytest.raises(FormatError, match=r"'onnx'.*gguf"):
-        get_exporter("onnx")
+    with pytest.raises(FormatError, match=r"'onyx'.*gguf"):
+        get_exporter("onyx")
 
 
 def test_general_metadata_comes_from_the_model_card(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ import transformers
 
 import fewbits
 import tiny_models
-from conftest import write_tokenizer
 from fewbits.checkpoint.packed import PackedTensor
 from fewbits.checkpoint.source import open_checkpoint
 from fewbits.errors import ArchitectureError, CheckpointError, ExportError, MissingExtraError
 from fewbits.evaluation.activations import TOKEN_ROUNDING
+from model_files import write_tokenizer
 
 ort = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")

@@ -292,5 +292,8 @@ def statistics_for(
     key = json.dumps([*identity, FORMAT_VERSION])
     folder = cache_directory() / "statistics" / hashlib.sha256(key.encode()).hexdigest()
     store = StatisticsStore(folder)
-    gather(checkpoint, read, store, memory=memory, progress=progress)
+    if not store.complete:
+        others = "another run is gathering the same statistics: waiting for it"
+        with store.alone(lambda: progress.message(others)):
+            gather(checkpoint, read, store, memory=memory, progress=progress)
     return store

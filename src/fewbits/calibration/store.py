@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ FORMAT_VERSION = 4
 
 _DESCRIPTION = "calibration.json"
 _COMPLETE = "complete.json"
+_LOCK = "lock"
 _FOLDS = ".folds.json"
 _CACHE = ".kv"
 _CACHE_PARTS = ("key_peaks", "value_peaks", "keys", "values")
@@ -201,6 +203,28 @@ class StatisticsStore:
             )
         with _written(self.folder / _DESCRIPTION) as file:
             file.write(json.dumps(dict(description), indent=1, sort_keys=True).encode())
+
+    @contextmanager
+    def alone(self, wait: Callable[[], None]) -> Iterator[None]:
+        """Nobody else gathers into this folder meanwhile; `wait` is called before somebody else is waited for.
+
+        Raises:
+            OutputError: the folder can't be written.
+        """
+        _make(self.folder)
+        try:
+            descriptor = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise OutputError(f"can't write {self.folder / _LOCK}", found=error.strerror) from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                wait()
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def finish(self) -> None:
         """Everything is there: drop the state and say so."""

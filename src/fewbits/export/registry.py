@@ -20,6 +20,9 @@ _EXPORTERS = {
     "bitsandbytes": ("fewbits.export.bitsandbytes", "BitsandbytesExporter"),
     "modelopt": ("fewbits.export.modelopt", "ModelOptExporter"),
     "onnx": ("fewbits.export.onnx.exporter", "OnnxExporter"),
+}
+# What converters read, where it can be made without the converter's packages: converted elsewhere by `fewbits export`.
+_DIRECTORIES = {
     "executorch-weights": ("fewbits.export.executorch.weights", "ExecutorchWeights"),
     "coreml-weights": ("fewbits.export.coreml.converter", "CoremlDirectory"),
     "litert-weights": ("fewbits.export.litert.converter", "LitertDirectory"),
@@ -39,7 +42,7 @@ def get_exporter(name: str) -> Exporter:
     """
     if converter := find_converter(name):
         return converter.intermediate
-    if name.lower() not in _EXPORTERS:
+    if name.lower() not in (*_EXPORTERS, *_DIRECTORIES):
         allowed = ", ".join((*_EXPORTERS, *converter_names()))
         raise FormatError("unknown container", found=repr(name), allowed=allowed)
     return _make(name.lower())
@@ -52,6 +55,6 @@ def container_of(stored: Checkpoint) -> str | None:
 
 @cache
 def _make(name: str) -> Exporter:
-    module, class_name = _EXPORTERS[name]
+    module, class_name = (_EXPORTERS | _DIRECTORIES)[name]
     exporter: Exporter = getattr(import_module(module), class_name)()
     return exporter

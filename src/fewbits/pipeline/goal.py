@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,8 @@ def check_goal(
     if goal.optimised or goal.like is not None:
         pinned_tensors(tensors, goal)
         return
+    # Whatever calibration will find for activations, it takes the same place.
+    tensors = [replace(tensor, input_scale=lambda _: 1.0) for tensor in tensors]
     found = rounded_choices(tensors, exporter, goal, lambda _: 0)
     formats = {name: choice.format for name, choice in check_choices(tensors, exporter, found).items()}
-    exporter.layout(list(tensors), formats, metadata)
+    exporter.layout(tensors, formats, metadata)

@@ -38,6 +38,22 @@ TARGET = Target(
         Scheme("W4A16 NVFP4", ("NVFP4",), sources.FP4, "", (sources.MODELOPT, sources.MARLIN)),
         Scheme("W4A16 MXFP4", ("MXFP4_PACKED",), sources.FP4, "", (sources.MODELOPT, sources.MARLIN)),
         Scheme(
+            "W8A8 integers, static activations", ("INT8_CHANNEL_SYM_STATIC",),
+            "as with dynamic activations; tried in transformers alone", "", (sources.VLLM_TABLE,),
+        ),
+        Scheme(
+            "W8A8 FP8, static activations", ("FP8_E4M3_{CHANNEL|TENSOR}_STATIC",),
+            "as with dynamic activations; tried in transformers alone", "", (sources.VLLM_FP8,),
+        ),
+        Scheme(
+            "W4A8 integers", ("INT4_{G32|G64|G128|CHANNEL}_SYM_A8",), "transformers; others were not tried", "",
+            ("https://huggingface.co/docs/transformers/quantization/compressed_tensors",),
+        ),
+        Scheme(
+            "W4A4 NVFP4 and MXFP4", ("NVFP4_A4", "MXFP4_PACKED_A4"),
+            "NVIDIA GPUs with FP4 (10.0, Blackwell); tried in transformers alone", "", (sources.MODELOPT,),
+        ),
+        Scheme(
             "other integers", ("INT{2..8}_{G16|G32|G64|G128|CHANNEL}[_SYM]",),
             "transformers alone, which unpacks them", "", (sources.MARLIN,),
         ),
