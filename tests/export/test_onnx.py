@@ -301,3 +301,13 @@ def test_foreign_and_truncated_folders_are_refused(mixture, tmp_path):
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(CheckpointError, match="fewbits wrote"):
         open_checkpoint(tmp_path)
+
+
+def test_evaluate_reads_a_folder(tiny_llama, sample_text, tmp_path):
+    loss = {}
+    for name in ("NBITS4_G32", "NBITS8_G32"):
+        fewbits.quantize(tiny_llama, tmp_path / name, to="onnx", format=name)
+        result = fewbits.evaluate(tmp_path / name, tiny_llama, text=sample_text, context=64, chunks=2)
+        loss[name] = result.kl_mean
+
+    assert 0 < 30 * loss["NBITS8_G32"] < loss["NBITS4_G32"]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -303,7 +304,9 @@ def test_numbers_that_are_not_the_sources_are_found(tiny_llama, tmp_path, monkey
 def killed_midway(command, output, kill):
     """The process and what it said, killed with some tensors finished; on a busy machine that may take attempts."""
     for _ in range(60):
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        # Below a shell that runs tests in the background, interrupts would be ignored.
+        heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
             if journal_path(output).exists() and journal_path(output).read_bytes().count(b"\n") > 3:

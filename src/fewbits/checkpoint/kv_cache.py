@@ -38,13 +38,13 @@ class StoredKvCache:
 
 
 def stored_kv_cache(checkpoint: Checkpoint) -> StoredKvCache:
-    """What the files of a checkpoint say; nothing for GGUF, which has no place for it.
+    """What the files of a checkpoint say; nothing for all but safetensors files, which have no place for it.
 
     Raises:
         CheckpointError: the files can't be read any more.
     """
     path = checkpoint.path
-    if checkpoint.container == "gguf" or not path.exists():
+    if checkpoint.container != "safetensors" or not path.exists():
         return StoredKvCache()
     stored = read_hf_directory(path) if path.is_dir() else read_hf_directory(path.parent, path)
     scheme = quantization_of(stored.config).get("kv_cache_scheme")
