@@ -23,6 +23,7 @@ _EXPORTERS = {
 }
 # What converters read, where it can be made without the converter's packages: converted elsewhere by `fewbits export`.
 _DIRECTORIES = {
+    "openvino-weights": ("fewbits.export.openvino.directory", "OpenvinoDirectory"),
     "executorch-weights": ("fewbits.export.executorch.weights", "ExecutorchWeights"),
     "coreml-weights": ("fewbits.export.coreml.converter", "CoremlDirectory"),
     "litert-weights": ("fewbits.export.litert.converter", "LitertDirectory"),

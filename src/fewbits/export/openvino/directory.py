@@ -24,7 +24,8 @@ ACTIVATION_BLOCK = 32
 class OpenvinoDirectory(HuggingFaceDirectory):
     """What is converted to OpenVINO's graph."""
 
-    name = "openvino"
+    name = "openvino-weights"
+    method = METHOD
     formats = tuple(sorted(FORMATS, key=lambda name: -get_format(name).bits))
     # What NPUs take, too. The last is what NNCF gives the embedding and the head.
     planned = (
