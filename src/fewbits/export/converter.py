@@ -56,7 +56,8 @@ class Converter(ABC):
 
         Args:
             quantized: the directory, whose quantized weights are `PackedTensor`s.
-            output: folder; it gets its final name later, when `weights` has been compared.
+            output: folder; it gets its final name later, when `weights` has been compared, and fewbits.json, which is
+                the pipeline's.
             progress: receives what is being done.
 
         Raises:

@@ -17,7 +17,7 @@ from fewbits.formats.graph_integer import LITERT, LITERT_GROUPS, LITERT_NAMES
 from fewbits.progress import Progress
 
 MODEL = "model.tflite"
-WEIGHTS = "fewbits.json"
+WEIGHTS = "weights.json"
 # Rotary embeddings that depend on the text's length, which litert-torch refuses.
 _OPEN_ROPES = ("dynamic", "longrope")
 
