@@ -81,12 +81,21 @@ def main() -> None:
         print(json.dumps(row), flush=True)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def common_arguments(description: str, results: Path) -> argparse.ArgumentParser:
+    """What a comparison with peers is told; one adds its peers."""
+    parser = argparse.ArgumentParser(description=description.split("\n")[0])
     parser.add_argument("--reference", type=Path, required=True, help="bf16 Hugging Face directory")
     parser.add_argument("--text", type=Path, required=True, help="to measure on")
     parser.add_argument("--calibration", type=Path, required=True, help="to calibrate on")
     parser.add_argument("--work", type=Path, required=True, help="folder for what is made")
+    parser.add_argument("--effort", nargs="*", default=[], help="fewbits' efforts")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--results", type=Path, default=results)
+    return parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = common_arguments(__doc__, RESULTS)
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2])
     parser.add_argument(
         "--rounding", action="store_true", help="plain rounding between least and largest, too"
@@ -94,12 +103,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--auto-round", type=Path, metavar="PYTHON", help="of AutoRound's environment")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["50 steps"], help="of AutoRound")
     parser.add_argument("--gptqmodel", type=Path, metavar="PYTHON", help="of GPTQModel's environment")
-    parser.add_argument("--effort", nargs="*", default=[], help="fewbits' efforts")
     parser.add_argument("--measure", type=Path, metavar="FOLDER", help="measure only what is in it")
     parser.add_argument("--method", help="with --measure: what made it")
     parser.add_argument("--blocks", type=int, default=BLOCKS, help="of calibration, for quick trials")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     if arguments.measure and (not arguments.method or len(arguments.bits) > 1):
         parser.error("--measure needs --method and one number of --bits")

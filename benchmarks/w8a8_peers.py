@@ -29,7 +29,7 @@ import numpy as np
 import fewbits
 from fewbits.calibration.text import calibration_tokens
 from fewbits.checkpoint.source import open_checkpoint
-from integer_peers import BLOCK_TOKENS, CHUNKS, CONTEXT, SHOWN, package_version
+from integer_peers import BLOCK_TOKENS, CHUNKS, CONTEXT, SHOWN, common_arguments, package_version
 from llama_cpp import processor
 from process_tree import Run, run_measured
 from quality import RESULTS as QUALITY_RESULTS
@@ -69,15 +69,8 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--reference", type=Path, required=True, help="bf16 Hugging Face directory")
-    parser.add_argument("--text", type=Path, required=True, help="to measure on")
-    parser.add_argument("--calibration", type=Path, required=True, help="to calibrate on")
-    parser.add_argument("--work", type=Path, required=True, help="folder for what is made")
+    parser = common_arguments(__doc__, RESULTS)
     parser.add_argument("--llm-compressor", type=Path, metavar="PYTHON", help="of its environment")
-    parser.add_argument("--effort", nargs="*", default=[], help="fewbits' efforts")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--results", type=Path, default=RESULTS)
     return parser.parse_args()
 
 

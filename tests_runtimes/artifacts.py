@@ -82,7 +82,7 @@ def tiny_model(folder: Path, kind: str) -> Path:
     """A random model of some architecture, with a tokenizer."""
     if not (folder / "config.json").exists():
         sys.path.insert(0, str(HERE.parent / "tests"))
-        from conftest import write_tokenizer
+        from model_files import write_tokenizer
         from tiny_models import TINY_MODELS, VOCABULARY, save
 
         folder.mkdir(parents=True)

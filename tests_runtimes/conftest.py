@@ -26,6 +26,27 @@ def artifact(request):
     return folder / "model", dict(np.load(folder / "expected.npz"))
 
 
+@pytest.fixture
+def converted(artifact, request):
+    """Folder of the quantized directory, the folder that the module's CONVERTER makes of it, and the expected numbers.
+
+    Only the row's environment has the converter's library, so it runs there, with fewbits on the path.
+    """
+    from fewbits.checkpoint.source import open_checkpoint
+    from fewbits.progress import Silent
+
+    directory, expected = artifact
+    output = directory.with_name("converted")
+    if not output.exists():
+        converter, quantized = request.module.CONVERTER, open_checkpoint(directory)
+        unfinished = directory.with_name("unfinished")
+        unfinished.mkdir(exist_ok=True)
+        converter.check(quantized)
+        converter.convert(quantized, unfinished, Silent())
+        unfinished.rename(output)
+    return directory, output, expected
+
+
 @pytest.fixture(scope="session")
 def driver():
     """A function: the driver of this name, as drive.py loads it."""

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 
@@ -22,29 +21,16 @@ from fewbits.export.coreml.converter import CoremlConverter
 from fewbits.export.coreml.program import StatefulProgram, run_in_steps
 from fewbits.export.decoder_models import context_of
 from fewbits.language_model.transformers_model import model_of
-from fewbits.progress import Silent
 
-
-@pytest.fixture
-def converted(artifact):
-    """The quantized directory, the folder made from it, and the expected numbers."""
-    directory, expected = artifact
-    output = directory.with_name("coreml")
-    quantized = open_checkpoint(directory)
-    if not output.exists():
-        unfinished = directory.with_name("unfinished")
-        unfinished.mkdir(exist_ok=True)
-        CoremlConverter().check(quantized)
-        CoremlConverter().convert(quantized, unfinished, Silent())
-        unfinished.rename(output)
-    return quantized, output, expected
+CONVERTER = CoremlConverter()
 
 
 def test_coremltools_decompresses_our_weights_and_the_program_computes_the_model(converted, compare):
-    quantized, output, expected = converted
+    directory, output, expected = converted
+    quantized = open_checkpoint(directory)
     packed = {n: t for n, t in quantized.tensors.items() if isinstance(t, PackedTensor)}
 
-    found = CoremlConverter().weights(output)
+    found = CONVERTER.weights(output)
 
     assert set(found) == set(packed)
     for name, tensor in packed.items():
@@ -56,7 +42,8 @@ def test_coremltools_decompresses_our_weights_and_the_program_computes_the_model
 
 
 def test_the_package_says_what_it_is(converted):
-    quantized, output, _ = converted
+    directory, output, _ = converted
+    quantized = open_checkpoint(directory)
     where = output / package.PACKAGE
 
     spec = load_spec(str(where))
@@ -79,13 +66,14 @@ def test_the_package_says_what_it_is(converted):
 def test_another_byte_is_another_weight(converted, tmp_path):
     import shutil
 
-    quantized, output, _ = converted
+    directory, output, _ = converted
+    quantized = open_checkpoint(directory)
     shutil.copytree(output, tmp_path / "changed")
     blob = next((tmp_path / "changed").rglob("weight.bin"))
     data = bytearray(blob.read_bytes())
     data[len(data) // 2] ^= 0x11
     blob.write_bytes(bytes(data))
 
-    found = CoremlConverter().weights(tmp_path / "changed")
+    found = CONVERTER.weights(tmp_path / "changed")
 
     assert any(not np.array_equal(t.read(), quantized.tensors[n].read()) for n, t in found.items())

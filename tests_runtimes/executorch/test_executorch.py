@@ -3,13 +3,11 @@
 The conversion runs here too: only this environment has the library. It needs fewbits on the path, from this checkout.
 """
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 SOURCES = Path(__file__).parents[2] / "src"
 sys.path.insert(0, str(SOURCES))
@@ -18,32 +16,17 @@ from fewbits.checkpoint.packed import PackedTensor  # noqa: E402
 from fewbits.checkpoint.source import open_checkpoint  # noqa: E402
 from fewbits.export.executorch.converter import ExecutorchConverter  # noqa: E402
 from fewbits.export.executorch.read_program import read_program  # noqa: E402
-from fewbits.progress import Silent  # noqa: E402
 
-spec = importlib.util.spec_from_file_location("driver", SOURCES / "fewbits/runtimes/executorch_driver.py")
-driver = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(driver)
+CONVERTER = ExecutorchConverter()
 
 
-@pytest.fixture
-def program(artifact):
-    """Folder of the quantized directory, folder of the program, and the expected numbers."""
-    directory, expected = artifact
-    output = directory.with_name("program")
-    if not output.exists():
-        unfinished = directory.with_name("unfinished")
-        unfinished.mkdir(exist_ok=True)
-        ExecutorchConverter().convert(open_checkpoint(directory), unfinished, Silent())
-        unfinished.rename(output)
-    return directory, output, expected
-
-
-def test_logits_are_those_of_our_weights_with_inputs_rounded(program, compare):
-    directory, output, expected = program
+def test_logits_are_those_of_our_weights_with_inputs_rounded(converted, compare, driver):
+    directory, output, expected = converted
+    runtime = driver("executorch")
     tensors = open_checkpoint(directory).tensors
     assert sum(isinstance(tensor, PackedTensor) for tensor in tensors.values()) == 22
 
-    found = ExecutorchConverter().weights(output)
+    found = CONVERTER.weights(output)
     assert set(found) == set(tensors)
     for name, tensor in tensors.items():
         assert np.array_equal(found[name].read(), tensor.read()), name
@@ -53,18 +36,18 @@ def test_logits_are_those_of_our_weights_with_inputs_rounded(program, compare):
     assert not [kernel for kernel in stored.kernels if "quantize" in kernel.split("::")[1]]
 
     tokens = expected["tokens"].tolist()
-    logits = driver.logits(str(output), tokens)
+    logits = runtime.logits(str(output), tokens)
     compare(logits, expected, share=0.02, of="runtime")
     # A prompt in one call is the same as token by token, and what follows it too.
-    answer = driver.generate(str(output), tokens[:16], 3)
-    steps = driver.logits(str(output), tokens[:16] + answer)
+    answer = runtime.generate(str(output), tokens[:16], 3)
+    steps = runtime.logits(str(output), tokens[:16] + answer)
     assert answer == steps[15:18].argmax(-1).tolist()
 
 
-def test_what_runners_ask_for(program):
+def test_what_runners_ask_for(converted):
     from executorch.runtime import Runtime
 
-    directory, output, _ = program
+    directory, output, _ = converted
     loaded = Runtime.get().load_program(output / "model.pte")
     config = json.loads((directory / "config.json").read_text())
     asked = {name: loaded.load_method(name).execute(()) for name in loaded.method_names - {"forward"}}
@@ -79,11 +62,11 @@ def test_what_runners_ask_for(program):
     assert (output / "tokenizer.json").exists()
 
 
-def test_executorchs_own_runner_takes_it(program):
+def test_executorchs_own_runner_takes_it(converted):
     from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
     from tokenizers import Tokenizer
 
-    _, output, _ = program
+    _, output, _ = converted
     prompt = "The quick brown fox"
     runner = TextLLMRunner(str(output / "model.pte"), str(output / "tokenizer.json"))
 

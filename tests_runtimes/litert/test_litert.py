@@ -3,13 +3,11 @@
 The conversion runs here, since only this environment has the library: it needs fewbits on the path, from this checkout.
 """
 
-import importlib.util
 import sys
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 SOURCES = Path(__file__).parents[2] / "src"
@@ -21,26 +19,8 @@ from fewbits.checkpoint.packed import PackedTensor  # noqa: E402
 from fewbits.checkpoint.source import open_checkpoint  # noqa: E402
 from fewbits.export.litert.converter import MODEL, LitertConverter  # noqa: E402
 from fewbits.language_model.transformers_model import model_of  # noqa: E402
-from fewbits.progress import Silent  # noqa: E402
 
-spec = importlib.util.spec_from_file_location("driver", SOURCES / "fewbits/runtimes/litert_driver.py")
-driver = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(driver)
-
-
-@pytest.fixture
-def converted(artifact):
-    """The quantized directory, the folder made from it, and the expected numbers."""
-    directory, expected = artifact
-    output = directory.with_name("litert")
-    quantized = open_checkpoint(directory)
-    if not output.exists():
-        unfinished = directory.with_name("unfinished")
-        unfinished.mkdir(exist_ok=True)
-        LitertConverter().check(quantized)
-        LitertConverter().convert(quantized, unfinished, Silent())
-        unfinished.rename(output)
-    return quantized, output, expected
+CONVERTER = LitertConverter()
 
 
 def rounded_inputs(_module, inputs):
@@ -69,11 +49,12 @@ def simulated(quantized, tokens):
         return model(torch.tensor(tokens)[None]).logits[0].numpy()
 
 
-def test_logits_are_those_of_our_weights_with_inputs_rounded(converted, compare):
-    quantized, output, expected = converted
+def test_logits_are_those_of_our_weights_with_inputs_rounded(converted, compare, driver):
+    directory, output, expected = converted
+    quantized, runtime = open_checkpoint(directory), driver("litert")
     packed = {n: t for n, t in quantized.tensors.items() if isinstance(t, PackedTensor)}
 
-    found = LitertConverter().weights(output)
+    found = CONVERTER.weights(output)
     assert set(found) == set(packed)
     for name, tensor in packed.items():
         assert np.array_equal(found[name].read(), tensor.read()), name
@@ -81,25 +62,26 @@ def test_logits_are_those_of_our_weights_with_inputs_rounded(converted, compare)
     # One token through all layers: the same codes of inputs, so the same sums. A code that lies between two steps may
     # turn over, and whatever comes after it.
     tokens = expected["tokens"].tolist()
-    alone = [np.abs(driver.logits(str(output), [t]) - simulated(quantized, [t])).max() for t in tokens[:8]]
+    alone = [np.abs(runtime.logits(str(output), [t]) - simulated(quantized, [t])).max() for t in tokens[:8]]
     print("\nlogits of single tokens differ by", ", ".join(f"{x:.1e}" for x in alone))
     assert np.median(alone) < 1e-3
     # In a text codes do turn over; so they do if inputs change by a millionth.
     rounded = simulated(quantized, tokens)
-    compare(driver.logits(str(output), tokens), {**expected, "quantized": rounded}, share=0.2)
+    compare(runtime.logits(str(output), tokens), {**expected, "quantized": rounded}, share=0.2)
 
 
-def test_a_prompt_in_pieces_is_the_same_as_token_by_token(converted):
+def test_a_prompt_in_pieces_is_the_same_as_token_by_token(converted, driver):
     _, output, expected = converted
+    runtime = driver("litert")
     prompt = (expected["tokens"].tolist() * 3)[:150]
 
-    answer = driver.generate(str(output), prompt, 3)
+    answer = runtime.generate(str(output), prompt, 3)
 
-    steps = driver.logits(str(output), prompt + answer)
+    steps = runtime.logits(str(output), prompt + answer)
     assert answer == steps[149:152].argmax(-1).tolist()
 
 
-def test_no_matrix_is_in_floating_point(converted):
+def test_no_matrix_is_in_floating_point(converted, driver):
     _, output, _ = converted
     model = tfl_flatbuffer_utils.read_model(str(output / MODEL))
 
@@ -111,4 +93,4 @@ def test_no_matrix_is_in_floating_point(converted):
 
     assert not kinds & {6, 114}  # DEQUANTIZE and QUANTIZE: kernels take the integers as they are
     assert largest < 300_000  # float32: masks and the rotary embedding
-    assert sorted(driver._load(str(output))) == ["decode", "prefill_128"]
+    assert sorted(driver("litert")._load(str(output))) == ["decode", "prefill_128"]

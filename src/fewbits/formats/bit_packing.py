@@ -54,6 +54,30 @@ def unpack_words(words: npt.NDArray[np.int32], width: int, columns: int) -> Code
     return codes.reshape(rows, octets * 8)[:, :columns]
 
 
+def pack_nibbles(codes: Codes) -> Codes:
+    """Codes uint8 [N, K], each below 16, as uint8 [N, ceil(K / 2)]: even columns in the low nibbles."""
+    if codes.shape[1] % 2:
+        codes = np.pad(codes, ((0, 0), (0, 1)))
+    packed: Codes = codes[:, ::2] | codes[:, 1::2] << np.uint8(4)
+    return packed
+
+
+def unpack_nibbles(packed: Codes, columns: int) -> Codes:
+    """The inverse of `pack_nibbles`: uint8 [N, ceil(K / 2)] -> uint8 [N, K], a fresh array."""
+    codes = np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1)
+    return np.ascontiguousarray(codes.reshape(len(packed), -1)[:, :columns])
+
+
+def pack_bytes(codes: Codes, width: int) -> Codes:
+    """Codes uint8 [N, K] of 4 or 8 bits as uint8 [N, ceil(K * width / 8)]: by `pack_nibbles`, or as they are."""
+    return np.ascontiguousarray(codes) if width == 8 else pack_nibbles(codes)
+
+
+def unpack_bytes(packed: Codes, width: int, columns: int) -> Codes:
+    """The inverse of `pack_bytes`: uint8 [N, ceil(K * width / 8)] -> uint8 [N, K], a fresh array."""
+    return packed[:, :columns].copy() if width == 8 else unpack_nibbles(packed, columns)
+
+
 def signed(codes: npt.NDArray[np.uint8], middle: int) -> npt.NDArray[np.int8]:
     """Code - middle: uint8 -> int8."""
     return (codes - np.uint8(middle)).view(np.int8)

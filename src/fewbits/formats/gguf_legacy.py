@@ -37,8 +37,9 @@ from fewbits.formats.gguf_search import (
     trims,
 )
 from fewbits.formats.minifloat import round_float16
-from fewbits.formats.numbers import Numbers, StepNumbers, UnlikeError
+from fewbits.formats.numbers import Numbers, StepNumbers, UnlikeError, affine_numbers, affine_taken_over
 from fewbits.formats.registry import register
+from fewbits.formats.scale_type import FLOAT16
 
 
 @dataclass(frozen=True)
@@ -244,27 +245,12 @@ class AffineFormat(BlockFormat[AffineParams]):
         """See `Format.numbers`."""
         params = tensor.params
         assert isinstance(params, AffineParams)
-        scale, bias = (a.reshape(tensor.shape[0], -1) for a in (params.d, params.m))
-        return StepNumbers(
-            self.block, tensor.codes.astype(np.int16), scale, np.zeros(scale.shape, np.int16), bias
-        )
+        return affine_numbers(self.block, tensor, params.d, params.m)
 
     def take_over(self, numbers: Numbers) -> QTensor:
         """See `Format.take_over`; zero points become minima."""
-        if not isinstance(numbers, StepNumbers):
-            raise UnlikeError("its numbers aren't integers")
-        numbers = numbers.in_blocks(self.block)
-        codes, bias = numbers.levels, numbers.bias
-        if bias is None:
-            codes = numbers.levels + np.repeat(numbers.zero, self.block, axis=1)
-            bias = (-numbers.zero * numbers.scale.astype(np.float64)).astype(np.float32)
-        if codes.min() < 0 or codes.max() > self.grid.high:
-            raise FormatError(f"its codes don't fit 0 … {int(self.grid.high)}")
-        for what, array in (("scales", numbers.scale), ("zero points times its scales", bias)):
-            if (round_float16(array) != array).any():
-                raise FormatError(f"its {what} aren't numbers of F16")
-        params = AffineParams(numbers.scale.reshape(-1), bias.reshape(-1))
-        return QTensor(self, numbers.levels.shape, codes.astype(np.uint8), params)
+        codes, d, m = affine_taken_over(self, numbers, int(self.grid.high), FLOAT16)
+        return QTensor(self, (len(codes), codes.shape[1]), codes, AffineParams(d, m))
 
     def _pack_blocks(self, codes: Codes, params: AffineParams) -> list[Bytes]:
         scales = [half_bytes(params.d), half_bytes(params.m)]

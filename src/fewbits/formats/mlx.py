@@ -23,13 +23,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fewbits.errors import FormatError
 from fewbits.formats.bit_packing import pack_words, unpack_words
 from fewbits.formats.format import Codes, Floats, Format, LinearPart, Params, Parts, QTensor
 from fewbits.formats.gguf_mxfp4 import ExponentParams
 from fewbits.formats.minifloat import bfloat16_bits, bfloat16_values
 from fewbits.formats.mxfp4_packed import PackedMXFP4Format
-from fewbits.formats.numbers import Numbers, StepNumbers, UnlikeError
+from fewbits.formats.numbers import Numbers, StepNumbers, affine_numbers, affine_taken_over
 from fewbits.formats.registry import register, register_family
 from fewbits.formats.scale_search import denormalise, dot, normalise, relative_importance, tiles
 from fewbits.formats.scale_type import BFLOAT16, FLOAT16, ScaleType
@@ -109,30 +108,12 @@ class AffineFormat(Format[AffineParams]):
         """See `Format.numbers`."""
         params = tensor.params
         assert isinstance(params, AffineParams)
-        scale, bias = (a.reshape(tensor.shape[0], -1) for a in (params.scale, params.bias))
-        return StepNumbers(
-            self.block, tensor.codes.astype(np.int16), scale, np.zeros(scale.shape, np.int16), bias
-        )
+        return affine_numbers(self.block, tensor, params.scale, params.bias)
 
     def take_over(self, numbers: Numbers) -> QTensor:
         """See `Format.take_over`; zero points become biases."""
-        if not isinstance(numbers, StepNumbers):
-            raise UnlikeError("its numbers aren't integers")
-        numbers = numbers.in_blocks(self.block)
-        codes, bias = numbers.levels, numbers.bias
-        if bias is None:
-            codes = numbers.levels + np.repeat(numbers.zero, self.block, axis=1)
-            exact = -numbers.zero.astype(np.float64) * numbers.scale
-            bias = exact.astype(np.float32)
-            if (bias != exact).any():
-                raise FormatError("its zero points times its scales aren't numbers")
-        if codes.min() < 0 or codes.max() > self._top:
-            raise FormatError(f"its codes don't fit {self.width} bits")
-        for what, array in (("scales", numbers.scale), ("zero points times its scales", bias)):
-            if (self.scales.round(array) != array).any():
-                raise FormatError(f"its {what} aren't numbers of {self.scales.name}")
-        params = AffineParams(numbers.scale.reshape(-1), bias.reshape(-1))
-        return QTensor(self, numbers.levels.shape, codes.astype(np.uint8), params)
+        codes, scale, bias = affine_taken_over(self, numbers, self._top, self.scales)
+        return QTensor(self, (len(codes), codes.shape[1]), codes, AffineParams(scale, bias))
 
     def linear_parts(self) -> tuple[LinearPart[AffineParams], ...]:
         """Scale and bias."""

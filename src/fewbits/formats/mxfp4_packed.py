@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any, ClassVar
 
-import numpy as np
 import numpy.typing as npt
 
+from fewbits.formats.bit_packing import pack_nibbles, unpack_nibbles
 from fewbits.formats.format import Codes, Floats, Format, LinearPart, Params, Parts, QTensor
 from fewbits.formats.gguf_mxfp4 import (
     MXFP4,
@@ -64,7 +64,7 @@ class PackedMXFP4Format(Format[ExponentParams]):
     def pack(self, codes: Codes, params: ExponentParams) -> Parts:
         """compressed-tensors' arrays: ``weight_packed`` uint8 [N, K / 2], ``weight_scale`` uint8 [N, K / 32]."""
         return {
-            "weight_packed": codes[:, ::2] | (codes[:, 1::2] << np.uint8(4)),
+            "weight_packed": pack_nibbles(codes),
             "weight_scale": params.e.reshape(codes.shape[0], -1),
         }
 
@@ -72,8 +72,7 @@ class PackedMXFP4Format(Format[ExponentParams]):
         self, parts: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int]
     ) -> tuple[Codes, ExponentParams]:
         """The inverse of `pack`."""
-        packed = parts["weight_packed"]
-        codes = np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=2).reshape(shape)
+        codes = unpack_nibbles(parts["weight_packed"], shape[1])
         return codes, ExponentParams(parts["weight_scale"].reshape(-1))
 
     def nbytes(self, shape: tuple[int, ...]) -> int:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fewbits.formats.bit_packing import pack_bytes, unpack_bytes
 from fewbits.formats.format import Codes, Parts
 from fewbits.formats.integer_grid import IntegerGrid, IntegerParams
 from fewbits.formats.registry import register_family
@@ -48,11 +49,11 @@ class NBitsFormat(IntegerGrid):
         """The arrays above, of some rows."""
         rows = codes.shape[0]
         parts: Parts = {
-            CODES: _pack(codes, self.width),
+            CODES: pack_bytes(codes, self.width),
             SCALES: params.scale.astype(np.float16).reshape(rows, -1),
         }
         if not self.symmetric:
-            parts[ZERO_POINTS] = _pack(params.zero.reshape(rows, -1), self.width)
+            parts[ZERO_POINTS] = pack_bytes(params.zero.reshape(rows, -1), self.width)
         return parts
 
     def unpack(
@@ -63,8 +64,8 @@ class NBitsFormat(IntegerGrid):
         scale = parts[SCALES].astype(np.float32).reshape(-1)
         zero = np.full(scale.shape, self._middle, np.uint8)
         if not self.symmetric:
-            zero = _unpack(parts[ZERO_POINTS], self.width, groups).reshape(-1)
-        return _unpack(parts[CODES], self.width, shape[1]), IntegerParams(scale, zero)
+            zero = unpack_bytes(parts[ZERO_POINTS], self.width, groups).reshape(-1)
+        return unpack_bytes(parts[CODES], self.width, shape[1]), IntegerParams(scale, zero)
 
 
 def nbits_name(width: int, group: int, *, symmetric: bool) -> str:
@@ -79,24 +80,6 @@ NBITS_NAMES: Mapping[str, int] = {
     for group in GROUPS
     for symmetric in (False, True)
 }
-
-
-def _pack(codes: Codes, width: int) -> Codes:
-    """Codes uint8 [N, M] as uint8 [N, ceil(M * width / 8)]."""
-    if width == 8:
-        return np.ascontiguousarray(codes)
-    padded = codes if codes.shape[1] % 2 == 0 else np.pad(codes, ((0, 0), (0, 1)))
-    packed: Codes = padded[:, 0::2] | (padded[:, 1::2] << np.uint8(4))
-    return packed
-
-
-def _unpack(packed: npt.NDArray[Any], width: int, columns: int) -> Codes:
-    """The inverse: uint8 [N, ceil(columns * width / 8)] -> uint8 [N, columns]."""
-    if width == 8:
-        return packed
-    codes = np.empty((packed.shape[0], packed.shape[1] * 2), np.uint8)
-    codes[:, 0::2], codes[:, 1::2] = packed & np.uint8(15), packed >> np.uint8(4)
-    return codes[:, :columns]
 
 
 @cache

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from fewbits.errors import FormatError
 from fewbits.formats.format import Codes, Floats, Format, QTensor
 from fewbits.formats.minifloat import Minifloat
+from fewbits.formats.scale_type import ScaleType
 
 Levels = npt.NDArray[np.int16]
 
@@ -80,6 +81,20 @@ class StepNumbers:
             else values + np.repeat(self.bias.astype(np.float64), self.block, axis=1)
         )
 
+    def codes_and_bias(self) -> tuple[Levels, Floats]:
+        """Codes int16 [N, K] and what is added to their products with the scales, float32 [N, K / block].
+
+        Raises:
+            FormatError: some zero point times its scale isn't a float32.
+        """
+        if self.bias is not None:
+            return self.levels, self.bias
+        exact = -self.zero.astype(np.float64) * self.scale
+        bias = exact.astype(np.float32)
+        if (bias != exact).any():
+            raise FormatError("its zero points times its scales aren't numbers")
+        return self.levels + np.repeat(self.zero, self.block, axis=1), bias
+
     def with_zero_points(self) -> StepNumbers:
         """The same numbers without a bias.
 
@@ -129,6 +144,38 @@ class FloatNumbers:
 
 
 Numbers = StepNumbers | FloatNumbers
+
+
+def affine_numbers(block: int, tensor: QTensor, scale: Floats, bias: Floats) -> StepNumbers:
+    """What a tensor says whose values are scale * code + bias, both float32 [blocks]."""
+    scale, bias = (a.reshape(tensor.shape[0], -1) for a in (scale, bias))
+    return StepNumbers(block, tensor.codes.astype(np.int16), scale, np.zeros(scale.shape, np.int16), bias)
+
+
+def affine_taken_over(
+    fmt: Format[Any], numbers: Numbers, largest: int, scales: ScaleType
+) -> tuple[Codes, Floats, Floats]:
+    """Codes uint8 [N, K], scales and biases float32 [blocks] by which a format has these numbers, exactly.
+
+    Args:
+        fmt: the format, with `block` columns in a block.
+        numbers: of some rows.
+        largest: of its codes, which begin at 0.
+        scales: what its scales and biases can be.
+
+    Raises:
+        FormatError: it can't hold them.
+    """
+    if not isinstance(numbers, StepNumbers):
+        raise UnlikeError("its numbers aren't integers")
+    numbers = numbers.in_blocks(fmt.block)
+    codes, bias = numbers.codes_and_bias()
+    if codes.min() < 0 or codes.max() > largest:
+        raise FormatError(f"its codes don't fit {largest.bit_length()} bits")
+    for what, array in (("scales", numbers.scale), ("zero points times its scales", bias)):
+        if (scales.round(array) != array).any():
+            raise FormatError(f"its {what} aren't numbers of {scales.name}")
+    return codes.astype(np.uint8), numbers.scale.reshape(-1), bias.reshape(-1)
 
 
 def numbers_of(tensor: QTensor) -> Numbers:

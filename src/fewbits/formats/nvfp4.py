@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fewbits.errors import FormatError
+from fewbits.formats.bit_packing import pack_nibbles, unpack_nibbles
 from fewbits.formats.format import Codes, Floats, Format, LinearPart, Params, Parts, QTensor
 from fewbits.formats.minifloat import BFLOAT16_MAX, E2M1, E4M3
 from fewbits.formats.numbers import FloatNumbers, Numbers, UnlikeError
@@ -153,7 +154,7 @@ class NVFP4Format(Format[NVFP4Params]):
         ``weight_global_scale`` float32 [1].
         """
         return {
-            "weight_packed": codes[:, ::2] | (codes[:, 1::2] << np.uint8(4)),
+            "weight_packed": pack_nibbles(codes),
             "weight_scale": params.scale.reshape(codes.shape[0], -1),
             "weight_global_scale": np.ascontiguousarray(params.global_scale[:1]),
         }
@@ -162,8 +163,7 @@ class NVFP4Format(Format[NVFP4Params]):
         self, parts: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int]
     ) -> tuple[Codes, NVFP4Params]:
         """The inverse of `pack`."""
-        packed = parts["weight_packed"]
-        codes = np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=2).reshape(shape)
+        codes = unpack_nibbles(parts["weight_packed"], shape[1])
         scale = parts["weight_scale"].view(np.uint8).reshape(-1)
         return codes, NVFP4Params(scale, np.broadcast_to(parts["weight_global_scale"], scale.shape))
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fewbits.formats.bit_packing import pack_bytes, unpack_bytes
 from fewbits.formats.format import Codes, Parts
 from fewbits.formats.integer_grid import IntegerGrid, IntegerParams
 from fewbits.formats.registry import register_family
@@ -44,20 +45,19 @@ class OpenvinoFormat(IntegerGrid):
             smaller = group // 2 if group > GROUPS[0] else 0
             self.fallback = openvino_name(width, smaller, symmetric=symmetric)
 
-    @property
-    def stored_without(self) -> int:
-        """What codes lack that are stored in two's complement: the zero point, or 0."""
-        return self._middle if self.symmetric else 0
+    def _stored(self, codes: Codes) -> Codes:
+        """Symmetric codes less the zero point in two's complement, or the inverse: their highest bit turned over."""
+        return codes ^ np.uint8(self._middle) if self.symmetric else codes
 
     def pack(self, codes: Codes, params: IntegerParams) -> Parts:
         """The arrays above, of some rows; with 4 bits K must be even."""
         rows = codes.shape[0]
         parts: Parts = {
-            "codes": pack_numbers(codes - np.uint8(self.stored_without), self.width),
+            "codes": pack_bytes(self._stored(codes), self.width),
             "scales": params.scale.astype(np.float16).reshape(rows, -1),
         }
         if not self.symmetric:
-            parts["zero_points"] = pack_numbers(params.zero.reshape(rows, -1), self.width)
+            parts["zero_points"] = pack_bytes(params.zero.reshape(rows, -1), self.width)
         return parts
 
     def unpack(
@@ -66,34 +66,13 @@ class OpenvinoFormat(IntegerGrid):
         """The inverse of `pack`."""
         rows, columns = shape
         groups = columns // self.block_of(columns)
-        codes = unpack_numbers(parts["codes"], self.width, columns) + np.uint8(self.stored_without)
-        codes &= np.uint8((1 << self.width) - 1)
+        codes = self._stored(unpack_bytes(parts["codes"], self.width, columns))
         scale = parts["scales"].astype(np.float32).reshape(-1)
         if self.symmetric:
             zero = np.full(rows * groups, self._middle, np.uint8)
         else:
-            zero = unpack_numbers(parts["zero_points"], self.width, groups).reshape(-1)
+            zero = unpack_bytes(parts["zero_points"], self.width, groups).reshape(-1)
         return codes, IntegerParams(scale, zero)
-
-
-def pack_numbers(numbers: Codes, width: int) -> npt.NDArray[np.uint8]:
-    """The low 4 or 8 bits of numbers uint8 [N, M] as uint8 [N, ceil(M * width / 8)], the even ones low."""
-    if width == 8:
-        return numbers
-    padded = np.zeros((numbers.shape[0], -(-numbers.shape[1] // 2) * 2), np.uint8)
-    padded[:, : numbers.shape[1]] = numbers & np.uint8(15)
-    packed: npt.NDArray[np.uint8] = padded[:, 0::2] | padded[:, 1::2] << np.uint8(4)
-    return packed
-
-
-def unpack_numbers(packed: npt.NDArray[np.uint8], width: int, columns: int) -> Codes:
-    """The inverse: uint8 [N, ceil(M * width / 8)] -> uint8 [N, M], a fresh array."""
-    if width == 8:
-        return packed[:, :columns].copy()
-    numbers = np.empty((*packed.shape, 2), np.uint8)
-    numbers[:, :, 0] = packed & np.uint8(15)
-    numbers[:, :, 1] = packed >> np.uint8(4)
-    return numbers.reshape(packed.shape[0], -1)[:, :columns]
 
 
 def openvino_name(width: int, group: int, *, symmetric: bool) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fewbits.formats.bit_packing import signed, unsigned
 from fewbits.formats.format import Codes, Parts
 from fewbits.formats.integer_grid import IntegerGrid, IntegerParams
 from fewbits.formats.nbits import CODES, SCALES
@@ -41,7 +42,7 @@ class QDQFormat(IntegerGrid):
     def pack(self, codes: Codes, params: IntegerParams) -> Parts:
         """The arrays above, of some rows."""
         return {
-            CODES: (codes - np.uint8(self._middle)).view(np.int8),
+            CODES: signed(codes, self._middle),
             SCALES: params.scale.astype(np.float32),
         }
 
@@ -51,7 +52,7 @@ class QDQFormat(IntegerGrid):
         """The inverse of `pack`."""
         del shape
         scale = parts[SCALES].reshape(-1)
-        codes = parts[CODES].view(np.uint8) + np.uint8(self._middle)
+        codes = unsigned(parts[CODES], self._middle)
         return codes, IntegerParams(scale, np.full(scale.shape, self._middle, np.uint8))
 
 

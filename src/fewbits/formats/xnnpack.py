@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fewbits.formats.bit_packing import pack_nibbles, signed, unpack_nibbles, unsigned
 from fewbits.formats.format import Codes, Parts
 from fewbits.formats.integer_grid import IntegerGrid, IntegerParams
 from fewbits.formats.minifloat import bfloat16_bits, bfloat16_values
@@ -55,7 +56,7 @@ class XnnpackFormat(IntegerGrid):
         rows = len(codes)
         scale = params.scale.reshape(rows, -1)
         return {
-            "weight": pack_nibbles(codes) if self.width == 4 else (codes - np.uint8(128)).view(np.int8),
+            "weight": pack_nibbles(codes) if self.width == 4 else signed(codes, self._middle),
             "weight_scale": bfloat16_bits(scale) if self.block else np.ascontiguousarray(scale[:, 0]),
         }
 
@@ -64,24 +65,9 @@ class XnnpackFormat(IntegerGrid):
     ) -> tuple[Codes, IntegerParams]:
         """The inverse of `pack`."""
         weight, scale = parts["weight"], parts["weight_scale"].reshape(-1)
-        codes = unpack_nibbles(weight, shape[1]) if self.width == 4 else weight.view(np.uint8) + np.uint8(128)
+        codes = unpack_nibbles(weight, shape[1]) if self.width == 4 else unsigned(weight, self._middle)
         scale = bfloat16_values(scale) if self.block else scale.astype(np.float32)
         return codes, IntegerParams(scale, np.full(scale.shape, self._middle, np.uint8))
-
-
-def pack_nibbles(codes: Codes) -> Codes:
-    """Codes uint8 [N, K], each below 16, as uint8 [N, ceil(K / 2)]: even column in the low nibble."""
-    rows, columns = codes.shape
-    padded = np.zeros((rows, -(-columns // 2) * 2), np.uint8)
-    padded[:, :columns] = codes
-    packed: Codes = padded[:, 0::2] | padded[:, 1::2] << np.uint8(4)
-    return packed
-
-
-def unpack_nibbles(packed: Codes, columns: int) -> Codes:
-    """The inverse of `pack_nibbles`: uint8 [N, ceil(K / 2)] -> uint8 [N, K]."""
-    codes = np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1)
-    return np.ascontiguousarray(codes.reshape(len(packed), -1)[:, :columns])
 
 
 def xnnpack_name(width: int, group: int) -> str:

@@ -5,19 +5,25 @@ from fewbits.targets.target import Runtime, Scheme, Target
 
 GPTQMODEL = "https://github.com/ModelCloud/GPTQModel"
 
-TARGET = Target(
-    "gptq",
-    "Hugging Face directory for GPTQ's kernels",
-    runtimes=(
+
+def kernels(row: str) -> tuple[Runtime, ...]:
+    """What runs GPTQ's and AWQ's directories alike; `row` of tests_runtimes/ proves it with GPTQModel."""
+    return (
         Runtime(
-            "transformers with GPTQModel", "NVIDIA, AMD and Intel GPUs, CPUs", driver="gptqmodel", row="gptq",
+            "transformers with GPTQModel", "NVIDIA, AMD and Intel GPUs, CPUs", driver="gptqmodel", row=row,
             sources=(GPTQMODEL,),
         ),
         Runtime(
             "vLLM", "NVIDIA and Intel GPUs, x86 CPUs", driver="vllm", row="vllm", sources=(sources.VLLM_TABLE,),
         ),
         Runtime("SGLang", "NVIDIA GPUs", sources=("https://docs.sglang.ai/advanced_features/quantization.html",)),
-    ),
+    )  # fmt: skip
+
+
+TARGET = Target(
+    "gptq",
+    "Hugging Face directory for GPTQ's kernels",
+    runtimes=kernels("gptq"),
     schemes=(
         Scheme(
             "W4A16 and W8A16 integers", ("GPTQ{4|8}_{G32|G64|G128|CHANNEL}_SYM",),

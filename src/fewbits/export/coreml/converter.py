@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from fewbits.checkpoint.packed import PackedTensor
 from fewbits.export.converter import Converter
 from fewbits.export.decoder_models import context_of, require_plain_decoder
 from fewbits.export.hugging_face.graph_directory import GraphDirectory
-from fewbits.export.hugging_face.side_files import CONFIG, model_config, side_files
+from fewbits.export.hugging_face.side_files import write_side_files
 from fewbits.formats import get_format
 from fewbits.formats.graph_integer import COREML, COREML_PALETTES, COREML_WIDTHS, GROUPS
 from fewbits.progress import Progress
@@ -73,11 +72,7 @@ class CoremlConverter(Converter):
         progress.message("coremltools converts it")
         weights = {n: t for n, t in quantized.tensors.items() if isinstance(t, PackedTensor)}
         package.convert(traced, traced_from, weights).save(str(output / package.PACKAGE))
-        config = {k: v for k, v in model_config(quantized).items() if k != "quantization_config"}
-        files = {CONFIG: (json.dumps(config, indent=2) + "\n").encode()}
-        for name, data in {**files, **side_files(quantized)}.items():
-            (output / name).parent.mkdir(parents=True, exist_ok=True)
-            (output / name).write_bytes(data)
+        write_side_files(quantized, output)
 
     def weights(self, output: Path) -> Mapping[str, LazyTensor]:
         """See `Converter.weights`."""

@@ -23,7 +23,7 @@ from fewbits.errors import ArchitectureError, ExportError, MissingExtraError, Ve
 from fewbits.export.converter import Converter
 from fewbits.export.executorch.program_weights import program_weights, weight_names
 from fewbits.export.executorch.weights import ExecutorchWeights
-from fewbits.export.hugging_face.side_files import CONFIG, model_config, side_files
+from fewbits.export.hugging_face.side_files import model_config, write_side_files
 from fewbits.progress import Progress
 
 PROGRAM = "model.pte"
@@ -107,10 +107,7 @@ class ExecutorchConverter(Converter):
                 action="Choose another container, or report the model",
             ) from error  # fmt: skip
         (output / WEIGHTS).write_text(json.dumps(weight_names(quantized, modules, order), indent=1) + "\n")
-        for name, data in side_files(quantized).items():
-            (output / name).parent.mkdir(parents=True, exist_ok=True)
-            (output / name).write_bytes(data)
-        (output / CONFIG).write_text(json.dumps(dict(quantized.config), indent=2) + "\n")
+        write_side_files(quantized, output)
 
     def weights(self, output: Path) -> Mapping[str, LazyTensor]:
         """See `Converter.weights`."""

@@ -25,8 +25,9 @@ from torchao.quantization.quant_primitives import (
 )
 
 from fewbits.checkpoint.packed import PackedTensor
+from fewbits.formats.bit_packing import pack_nibbles
 from fewbits.formats.format import QTensor
-from fewbits.formats.xnnpack import XnnpackFormat, pack_nibbles
+from fewbits.formats.xnnpack import XnnpackFormat
 
 ATTENTION = "executorch_cache"
 

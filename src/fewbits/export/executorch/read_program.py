@@ -31,8 +31,8 @@ from executorch.exir.schema import DelegateCall, KernelCall
 
 from fewbits.errors import VerificationError
 from fewbits.export.executorch.program_weights import StoredMatrix, StoredWeights
+from fewbits.formats.bit_packing import unpack_nibbles
 from fewbits.formats.minifloat import bfloat16_values
-from fewbits.formats.xnnpack import unpack_nibbles
 
 # XNNPACK's types of weights: bits, and whether scales are bfloat16 by group
 _TYPES = {

@@ -228,8 +228,7 @@ class HuggingFaceDirectory(Exporter):
         self, tensors: list[OutputTensor], metadata: Mapping[str, Any]
     ) -> tuple[list[OutputTensor], dict[str, Any]]:
         """A model of one transformer block, cut from this one."""
-        config = one_block(dict(metadata[CONFIG]))
-        return [t for t in tensors if t.block in (None, 0)], {**metadata, CONFIG: config}
+        return one_block(tensors, metadata)
 
     def parameters(
         self, tensors: Mapping[str, LazyTensor], metadata: Mapping[str, Any], wanted: Iterable[str]
@@ -302,12 +301,20 @@ def _plain_dtype(tensor: LazyTensor) -> str:
     return tensor.dtype if counted and not tensor.dtype.startswith("F8") else "BF16"
 
 
-def one_block(config: dict[str, Any]) -> dict[str, Any]:
+def one_block(
+    tensors: Iterable[OutputTensor], metadata: Mapping[str, Any]
+) -> tuple[list[OutputTensor], dict[str, Any]]:
+    """The tensors and the metadata of a model of one block, cut from that of these."""
+    config = _one_block(dict(metadata[CONFIG]))
+    return [t for t in tensors if t.block in (None, 0)], {**metadata, CONFIG: config}
+
+
+def _one_block(config: dict[str, Any]) -> dict[str, Any]:
     """The config of a model of one block; settings with a value per block keep the first."""
     blocks = config.get("num_hidden_layers")
     for key, value in config.items():
         if isinstance(value, dict):
-            config[key] = one_block(dict(value))
+            config[key] = _one_block(dict(value))
         elif isinstance(value, list) and isinstance(blocks, int) and len(value) == blocks:
             config[key] = value[:1]
     if isinstance(blocks, int):

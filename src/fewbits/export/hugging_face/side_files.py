@@ -50,6 +50,18 @@ def side_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in found}
 
 
+def write_side_files(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write config.json, as the model's own, and the files of `side_files` into a folder.
+
+    Raises:
+        see `model_config` and `side_files`.
+    """
+    config = (json.dumps(model_config(checkpoint), indent=2) + "\n").encode()
+    for name, data in {**side_files(checkpoint), CONFIG: config}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
 def foreign_files(folder: Path) -> list[str]:
     """Files of a folder that are no part of a model that fewbits made; all of them if it made none there."""
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir())

@@ -12,7 +12,7 @@ from fewbits.errors import ArchitectureError
 from fewbits.export.converter import Converter
 from fewbits.export.decoder_models import context_of, require_plain_decoder
 from fewbits.export.hugging_face.graph_directory import GraphDirectory
-from fewbits.export.hugging_face.side_files import CONFIG, model_config, side_files
+from fewbits.export.hugging_face.side_files import write_side_files
 from fewbits.formats.graph_integer import LITERT, LITERT_GROUPS, LITERT_NAMES
 from fewbits.progress import Progress
 
@@ -72,14 +72,8 @@ class LitertConverter(Converter):
         weights = {n: t for n, t in quantized.tensors.items() if isinstance(t, PackedTensor)}
         placed = put_codes(graph, output / MODEL, weights)
         graph.unlink()
-        config = {k: v for k, v in model_config(quantized).items() if k != "quantization_config"}
-        files = {
-            CONFIG: (json.dumps(config, indent=2) + "\n").encode(),
-            WEIGHTS: (json.dumps(placed, indent=2) + "\n").encode(),
-        }
-        for name, data in {**files, **side_files(quantized)}.items():
-            (output / name).parent.mkdir(parents=True, exist_ok=True)
-            (output / name).write_bytes(data)
+        (output / WEIGHTS).write_text(json.dumps(placed, indent=2) + "\n")
+        write_side_files(quantized, output)
 
     def weights(self, output: Path) -> Mapping[str, LazyTensor]:
         """See `Converter.weights`."""

@@ -115,8 +115,7 @@ class OnnxExporter(Exporter):
         self, tensors: list[OutputTensor], metadata: Mapping[str, Any]
     ) -> tuple[list[OutputTensor], dict[str, Any]]:
         """A model of one transformer block, cut from this one."""
-        config = one_block(dict(metadata[CONFIG]))
-        return [t for t in tensors if t.block in (None, 0)], {**metadata, CONFIG: config}
+        return one_block(tensors, metadata)
 
     def parameters(
         self, tensors: Mapping[str, LazyTensor], metadata: Mapping[str, Any], wanted: Iterable[str]

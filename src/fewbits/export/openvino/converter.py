@@ -9,7 +9,6 @@ The graph is optimum-intel's. Its key-value cache stays in float16 unless the us
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from pathlib import Path
 from fewbits.checkpoint.checkpoint import Checkpoint, LazyTensor
 from fewbits.errors import ArchitectureError
 from fewbits.export.converter import Converter
-from fewbits.export.hugging_face.side_files import CONFIG, model_config, side_files
+from fewbits.export.hugging_face.side_files import model_config, write_side_files
 from fewbits.export.openvino.directory import OpenvinoDirectory
 from fewbits.progress import Progress
 
@@ -69,10 +68,7 @@ class OpenvinoConverter(Converter):
             for file in (work / name, (work / name).with_suffix(".bin")):
                 shutil.move(file, output / file.name)
         shutil.rmtree(work)
-        for name, data in side_files(quantized).items():
-            (output / name).parent.mkdir(parents=True, exist_ok=True)
-            (output / name).write_bytes(data)
-        (output / CONFIG).write_text(json.dumps(dict(quantized.config), indent=2) + "\n", encoding="utf-8")
+        write_side_files(quantized, output)
         progress.advance(1, MODEL)
 
     def weights(self, output: Path) -> Mapping[str, LazyTensor]:

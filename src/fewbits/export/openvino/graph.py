@@ -28,7 +28,8 @@ from fewbits.checkpoint.checkpoint import Floats, LazyTensor, StoredTensor
 from fewbits.checkpoint.packed import PackedTensor
 from fewbits.errors import ExportError, VerificationError
 from fewbits.formats import get_format
-from fewbits.formats.openvino import FORMATS, OpenvinoFormat, unpack_numbers
+from fewbits.formats.bit_packing import pack_bytes, unpack_bytes
+from fewbits.formats.openvino import FORMATS, OpenvinoFormat
 
 # Weights that are read at once.
 _ELEMENTS = 1 << 22
@@ -118,7 +119,7 @@ def _decompressed(tensor: PackedTensor, dtype: Any) -> Any:
         codes.append(parts["codes"])
         scales.append(parts["scales"])
         if not fmt.symmetric:
-            zeros.append(unpack_numbers(parts["zero_points"], fmt.width, groups))
+            zeros.append(unpack_bytes(parts["zero_points"], fmt.width, groups))
     value = opset.convert(codes.node(tensor.name), openvino.Type.f16)
     if zeros:
         points = _zero_points(np.concatenate(zeros).reshape(-1), kind, of_group, f"{tensor.name}/zero_point")
@@ -131,11 +132,8 @@ def _decompressed(tensor: PackedTensor, dtype: Any) -> Any:
 
 def _zero_points(zeros: npt.NDArray[np.uint8], kind: Any, shape: tuple[int, ...], name: str) -> Any:
     """A constant of numbers that fill bytes without regard to rows."""
-    if _WIDTHS[kind] == 4:
-        zeros = np.append(zeros, np.zeros(len(zeros) % 2, np.uint8))
-        zeros = zeros[0::2] | zeros[1::2] << np.uint8(4)
     constant = _Filled(kind, shape)
-    constant.append(zeros)
+    constant.append(pack_bytes(zeros[None], _WIDTHS[kind]))
     return constant.node(name)
 
 
@@ -201,7 +199,7 @@ def _numbers(constant: Any, start: int, stop: int) -> Floats:
     stored: npt.NDArray[np.uint8] = constant.data.reshape(-1).view(np.uint8)  # packed numbers come as bytes
     width = _WIDTHS[dtype]
     first, last = start * width // 8, -(-stop * width // 8)
-    numbers = unpack_numbers(stored[None, first:last], width, (last - first) * 8 // width).reshape(-1)
+    numbers = unpack_bytes(stored[None, first:last], width, (last - first) * 8 // width).reshape(-1)
     skipped = start - first * 8 // width
     numbers = numbers[skipped : skipped + stop - start]
     if dtype not in _SIGNED:
