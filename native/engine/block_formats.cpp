@@ -154,6 +154,8 @@ constexpr int kIq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 3
 constexpr int kFp4[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 const BlockFormat kFormats[] = {
+    {0, "F32", 1, 4, {32, Scales::kFloat32, 0, false, {}}, nullptr},
+    {1, "F16", 1, 2, {16, Scales::kFloat16, 0, false, {}}, nullptr},
     {2, "Q4_0", 32, 18, {4, Scales::kHalf, 8, false, {}}, read_q4_0},
     {3, "Q4_1", 32, 20, {4, Scales::kHalfMin, 0, false, {}}, read_q4_1},
     {6, "Q5_0", 32, 22, {5, Scales::kHalf, 16, false, {}}, read_q5_0},
@@ -166,6 +168,7 @@ const BlockFormat kFormats[] = {
     {14, "Q6_K", 256, 210, {6, Scales::kTwoBytes, 32, false, {}}, read_q6_k},
     {20, "IQ4_NL", 32, 18, levels(Scales::kHalf, kIq4), read_q4_0},
     {23, "IQ4_XS", 256, 136, levels(Scales::kByte, kIq4), read_iq4_xs},
+    {30, "BF16", 1, 2, {16, Scales::kBfloat16, 0, false, {}}, nullptr},
     {39, "MXFP4", 32, 17, levels(Scales::kExponent, kFp4), read_mxfp4},
 };
 

@@ -46,12 +46,19 @@ void put_scales(std::uint8_t* to, Scales scales, std::size_t row, const Group& g
     }
 }
 
+void pack_floats(std::size_t bytes, const std::uint8_t* rows, std::size_t count, std::size_t columns, std::uint8_t* out) {
+    for (std::size_t r = 0; r < count; ++r)
+        for (std::size_t c = 0; c < columns; ++c)
+            std::memcpy(out + bytes * (kBand * c + r), rows + bytes * (r * columns + c), bytes);
+}
+
 }  // namespace
 
 void pack_band(const BlockFormat& format, const std::uint8_t* rows, std::size_t count, std::size_t columns, std::uint8_t* out) {
     const Encoding& encoding = format.encoding;
-    const std::size_t row_bytes = columns / format.columns * format.bytes, groups = columns / kSlab;
     std::memset(out, 0, encoding.band_bytes(columns));
+    if (are_floats(encoding.scales)) return pack_floats(encoding.bits / 8, rows, count, columns, out);
+    const std::size_t row_bytes = columns / format.columns * format.bytes, groups = columns / kSlab;
     const std::size_t code_bytes = kBand * kSlab * encoding.bits / 8, super = super_bytes(encoding.scales);
     for (std::size_t g = 0; g < groups; ++g) {
         std::uint8_t* slab = out + g * encoding.slab_bytes() + g / (kSuper / kSlab) * kBand * super;

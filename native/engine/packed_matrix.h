@@ -30,7 +30,10 @@ enum class Scales : std::uint8_t {
     kByte,       // i8 scale; f16 factor of the super-block
     kByteMin,    // u8 scale, u8 minimum; f16 factors of both
     kTwoBytes,   // i8 scale of each half of the columns; f16 factor
-    kTwoNibbles, // u8 of each half: scale in the low nibble, minimum in the high one; f16 factors of both
+    kTwoNibbles,  // u8 of each half: scale in the low nibble, minimum in the high one; f16 factors of both
+    kFloat16,     // none: values are floats, byte 2 (16 c + r) for row r and column c; any number of columns
+    kBfloat16,
+    kFloat32,
 };
 
 constexpr std::size_t scale_bytes(Scales scales) {
@@ -39,6 +42,9 @@ constexpr std::size_t scale_bytes(Scales scales) {
         case Scales::kHalfMin: return 4;
         case Scales::kExponent: return 1;
         case Scales::kByte: return 1;
+        case Scales::kFloat16:
+        case Scales::kBfloat16:
+        case Scales::kFloat32: return 0;
         default: return 2;
     }
 }
@@ -53,9 +59,11 @@ constexpr std::size_t super_bytes(Scales scales) {
     }
 }
 
+constexpr bool are_floats(Scales scales) { return scales >= Scales::kFloat16; }
+
 // Everything that kernels need to know of a format.
 struct Encoding {
-    std::uint8_t bits;    // 2, 3, 4, 5, 6 or 8
+    std::uint8_t bits;    // 2, 3, 4, 5, 6 or 8; of floats 16 or 32
     Scales scales;
     std::uint8_t offset;  // what is taken from a code (or its level)
     bool levels;          // codes of 4 bits stand for entries of `table`
@@ -63,6 +71,7 @@ struct Encoding {
 
     std::size_t slab_bytes() const { return kBand * (kSlab * bits / 8 + scale_bytes(scales)); }
     std::size_t band_bytes(std::size_t columns) const {
+        if (are_floats(scales)) return kBand * columns * bits / 8;
         return columns / kSlab * slab_bytes() + columns / kSuper * kBand * super_bytes(scales);
     }
 };
@@ -91,7 +100,7 @@ struct BlockFormat {
     const char* name;
     std::size_t columns, bytes;  // of a block
     Encoding encoding;
-    void (*read)(const std::uint8_t* block, std::size_t group, Group& found);  // the group-th 32 columns of a block
+    void (*read)(const std::uint8_t* block, std::size_t group, Group& found);  // the group-th 32 columns of a block; no floats
 };
 
 // nullptr for a type that isn't known.

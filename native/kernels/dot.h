@@ -62,6 +62,9 @@ inline Lanes high_nibbles(const std::uint8_t* from) {
     return lanes(_mm512_srli_epi32(_mm512_cvtepu8_epi32(sixteen(from)), 4));
 }
 inline Bits words(const std::uint8_t* from) { return reinterpret_cast<Bits>(_mm512_cvtepu8_epi32(sixteen(from))); }
+inline Bits pairs(const std::uint8_t* from) {
+    return reinterpret_cast<Bits>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+}
 inline void prefetch(const std::uint8_t* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0); }
 
 #elif defined(__AVX2__)
@@ -124,6 +127,10 @@ inline __m256i eight(const std::uint8_t* from) {
     return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
 }
 inline Bits words(const std::uint8_t* from) { return sums(eight(from), eight(from + 8)); }
+inline __m256i eight_pairs(const std::uint8_t* from) {
+    return _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+inline Bits pairs(const std::uint8_t* from) { return sums(eight_pairs(from), eight_pairs(from + 16)); }
 inline Lanes halves(const std::uint8_t* from) {
     const __m256 both[2] = {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))),
                             _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 16)))};
@@ -168,6 +175,11 @@ inline Bits dot_raised(Bits total, Bytes, std::int32_t) { return total; }
 inline Bits words(const std::uint8_t* from) {
     Bits found;
     for (std::size_t i = 0; i < kLanes; ++i) found[i] = from[i];
+    return found;
+}
+inline Bits pairs(const std::uint8_t* from) {
+    Bits found;
+    for (std::size_t i = 0; i < kLanes; ++i) found[i] = from[2 * i] | from[2 * i + 1] << 8;
     return found;
 }
 inline float from_half(std::uint16_t bits) {
