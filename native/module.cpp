@@ -58,4 +58,5 @@ NB_MODULE(_native, module) {
                "See fewbits.algorithms.joint_descent.visit_codes, the specification.");
     fewbits::bind_columns(module);
     fewbits::bind_searches(module);
+    fewbits::bind_matmul(module);
 }
