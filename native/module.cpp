@@ -59,4 +59,5 @@ NB_MODULE(_native, module) {
     fewbits::bind_columns(module);
     fewbits::bind_searches(module);
     fewbits::bind_matmul(module);
+    fewbits::bind_engine(module);
 }
