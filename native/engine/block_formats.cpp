@@ -21,7 +21,8 @@ void nibbles(const std::uint8_t* p, std::uint8_t* codes) {
 }
 
 void fifth_bits(const std::uint8_t* p, std::uint8_t* codes) {
-    for (std::size_t i = 0; i < 32; ++i) codes[i] |= static_cast<std::uint8_t>(((p[i / 8] >> (i % 8)) & 1) << 4);
+    for (std::size_t byte = 0; byte < 4; ++byte)
+        for (std::size_t i = 0; i < 8; ++i) codes[8 * byte + i] |= static_cast<std::uint8_t>(((p[byte] >> i) & 1) << 4);
 }
 
 // {f16 d; 16 bytes of nibbles}: Q4_0, IQ4_NL
