@@ -13,7 +13,7 @@ namespace fewbits::FEWBITS_ISA {
 namespace {
 
 constexpr int kTile = 4;    // 8 running dot products in 16 registers
-constexpr int kDirect = 2;
+constexpr int kDirect = 4;
 constexpr bool kRaised = false;     // products of raised codes would overflow 16 bits
 constexpr bool kSignedWide = true;
 
