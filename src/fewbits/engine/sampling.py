@@ -5,11 +5,24 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 from math import isfinite
+from typing import TypedDict
 
 from fewbits._native import Sampler
 from fewbits.errors import EngineError
 
 _SEEDS = 1 << 64
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `Sampling`."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    repetition_window: int
+    seed: int | None
 
 
 @dataclass(frozen=True)
