@@ -26,10 +26,10 @@ std::vector<MatmulIsa> found_isas() {
     const bool with_avx512 = with_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
     if (with_avx512 && __builtin_cpu_supports("avx512vnni") && limit != "avx2" && limit != "portable")
-        found.push_back({"avx512vnni", avx512vnni::matmul});
-    if (with_avx2 && limit != "portable") found.push_back({"avx2", avx2::matmul});
+        found.push_back({"avx512vnni", avx512vnni::matmul, avx512vnni::transformer});
+    if (with_avx2 && limit != "portable") found.push_back({"avx2", avx2::matmul, avx2::transformer});
 #endif
-    found.push_back({"portable", portable::matmul});
+    found.push_back({"portable", portable::matmul, portable::transformer});
     return found;
 }
 

@@ -17,7 +17,7 @@ void put_code(std::uint8_t* planes, unsigned bits, std::size_t row, std::size_t 
     }
     unsigned shift = 0;
     if (bits >= 4) {
-        planes[64 * (quad % 4) + byte] |= static_cast<std::uint8_t>((code & 15) << (quad < 4 ? 0 : 4));
+        planes[64 * (quad / 2) + byte] |= static_cast<std::uint8_t>((code & 15) << (4 * (quad % 2)));
         planes += 256;
         shift = 4;
     }
@@ -61,15 +61,16 @@ void pack_band(const BlockFormat& format, const std::uint8_t* rows, std::size_t 
     const std::size_t row_bytes = columns / format.columns * format.bytes, groups = columns / kSlab;
     const std::size_t code_bytes = kBand * kSlab * encoding.bits / 8, super = super_bytes(encoding.scales);
     for (std::size_t g = 0; g < groups; ++g) {
-        std::uint8_t* slab = out + g * encoding.slab_bytes() + g / (kSuper / kSlab) * kBand * super;
+        const std::size_t supers = g / (kSuper / kSlab);
+        std::uint8_t* slab = out + g * encoding.slab_bytes() + (supers + 1) * kBand * super;
         const std::size_t block = g * kSlab / format.columns, within = g - block * format.columns / kSlab;
         for (std::size_t r = 0; r < count; ++r) {
             Group group{};
             format.read(rows + r * row_bytes + block * format.bytes, within, group);
             for (std::size_t c = 0; c < kSlab; ++c) put_code(slab, encoding.bits, r, c, group.codes[c]);
             put_scales(slab + code_bytes, encoding.scales, r, group);
-            if (super && (g + 1) % (kSuper / kSlab) == 0) {
-                std::uint8_t* factors = slab + encoding.slab_bytes();
+            if (super && g % (kSuper / kSlab) == 0) {
+                std::uint8_t* factors = slab - kBand * super;
                 put_half(factors, r, group.super[0]);
                 if (super == 4) put_half(factors + 2 * kBand, r, group.super[1]);
             }

@@ -1,12 +1,12 @@
 // How the engine holds a quantized matrix: the numbers of a GGUF tensor, its rows interleaved so that one vector register
 // holds the same four columns of sixteen rows. Repacked once, when a model is loaded.
 //
-//   A slab is 16 rows times 32 columns: codes, then what scales them. Slabs follow each other along the columns; every eighth
-//   slab of a format with super-blocks is followed by the super-block's numbers. A band is all slabs of the same 16 rows.
+//   A slab is 16 rows times 32 columns: codes, then what scales them. Slabs follow each other along the columns; before every
+//   eighth slab of a format with super-blocks lie the super-block's numbers. A band is all slabs of the same 16 rows.
 //
 //   codes     planes of 4, 2 and 1 bits, highest bits in the smallest plane; byte 4 r + c of a vector belongs to row r and to
 //             column 4 q + c for a quad q of columns:
-//               4 bits: vector v of 4, low nibble quad v, high nibble quad v + 4
+//               4 bits: vector v of 4, low nibble quad 2 v, high nibble quad 2 v + 1
 //               2 bits: vector v of 2, bits 2 i and 2 i + 1 quad 4 v + i
 //               1 bit:  one vector, bit q quad q
 //               8 bits: vector q of 8

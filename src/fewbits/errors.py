@@ -89,7 +89,7 @@ class VerificationError(FewbitsError):
 
 
 class EngineError(FewbitsError):
-    """The engine can't run this model, or not as it was asked to."""
+    """The native engine can't run this model or these tokens."""
 
 
 class EvaluationError(FewbitsError):

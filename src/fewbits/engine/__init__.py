@@ -1,1 +1,1 @@
-"""GGUF files run by our own engine: the forward pass in C++, and what it takes to write text with it."""
+"""The native engine: GGUF files, run on the processor."""
