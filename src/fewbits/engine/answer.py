@@ -80,15 +80,25 @@ class Answer:
         self._ids: list[int] = []
         self._given: list[str] = []
         self._started = self._first = self._last = 0.0
-        self._pieces = self._write()
+        self._tokens = decoding.tokens()
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        piece = next(self._pieces)
-        self._given.append(piece)
-        return piece
+        """The next piece, never empty."""
+        # No generator of our own: it and this object would keep each other, and the engine, alive.
+        if not self._started:
+            self._started = self._first = self._last = time.perf_counter()
+        while self._stopped is None:
+            if piece := self._next():
+                self._given.append(piece)
+                return piece
+        self._tokens.close()
+        if rest := self._stream.finish():
+            self._given.append(rest)
+            return rest
+        raise StopIteration
 
     @property
     def generation(self) -> Generation:
@@ -118,23 +128,20 @@ class Answer:
             pass
         return self.generation
 
-    def _write(self) -> Iterator[str]:
-        self._started = self._first = self._last = time.perf_counter()
-        for token in self._decoding.tokens():
-            self._last = time.perf_counter()
-            self._first = self._last if not self._ids else self._first
-            if token in self._ends:
-                self._stopped = "end"
-                break
-            self._ids.append(token)
-            text = self._stream.add(token)
-            if self._stream.stopped_by is not None:
-                self._stopped = "stop"
-            elif len(self._ids) == self._limit:
-                self._stopped = self._at_limit
-            if text:
-                yield text
-            if self._stopped is not None:
-                break
-        if rest := self._stream.finish():
-            yield rest
+    def _next(self) -> str:
+        token = next(self._tokens, None)
+        if token is None:  # an error ended the tokens, and was told
+            self._stopped = "reader"
+            return ""
+        self._last = time.perf_counter()
+        self._first = self._last if not self._ids else self._first
+        if token in self._ends:
+            self._stopped = "end"
+            return ""
+        self._ids.append(token)
+        text = self._stream.add(token)
+        if self._stream.stopped_by is not None:
+            self._stopped = "stop"
+        elif len(self._ids) == self._limit:
+            self._stopped = self._at_limit
+        return text

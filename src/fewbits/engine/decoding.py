@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 
@@ -38,6 +38,7 @@ class Decoding:
         """
         self.cached = self.guessed = self.accepted = 0
         self._slot = slot
+        self._name = object()  # the slot's note of who owns it must not keep us alive
         self._prompt = len(prompt)
         self._text = list(prompt)
         self._end = len(prompt) + limit
@@ -45,7 +46,7 @@ class Decoding:
         self._window = 0 if sampling.repetition_penalty == 1 else sampling.repetition_window
         self._lookup = PromptLookup() if speculate else None
 
-    def tokens(self) -> Iterator[int]:
+    def tokens(self) -> Generator[int, None, None]:
         """The tokens.
 
         Raises:
@@ -79,8 +80,8 @@ class Decoding:
         with slot.lock:
             first = len(self._text) == self._prompt
             held = len(self._text) - 1
-            if not slot.owned_by(self):  # the beginning, or another text has been here meanwhile
-                held = slot.begin(self, self._text)
+            if not slot.owned_by(self._name):  # the beginning, or another text has been here meanwhile
+                held = slot.begin(self._name, self._text)
                 self.cached = held if first else self.cached
             else:
                 slot.truncate(held)  # wrong guesses

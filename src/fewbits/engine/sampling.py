@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 from dataclasses import dataclass
 from math import isfinite
 from typing import TypedDict
@@ -82,7 +82,7 @@ class Sampling:
             min_p=self.min_p,
             repetition_penalty=self.repetition_penalty,
             repetition_window=self.repetition_window,
-            seed=secrets.randbits(64) if self.seed is None else self.seed,
+            seed=int.from_bytes(os.urandom(8)) if self.seed is None else self.seed,
         )
 
 
