@@ -31,5 +31,7 @@ inline void require(bool fits) {
 
 void bind_columns(nanobind::module_& module);
 void bind_searches(nanobind::module_& module);
+void bind_matmul(nanobind::module_& module);
+void bind_engine(nanobind::module_& module);
 
 }  // namespace fewbits

@@ -58,4 +58,6 @@ NB_MODULE(_native, module) {
                "See fewbits.algorithms.joint_descent.visit_codes, the specification.");
     fewbits::bind_columns(module);
     fewbits::bind_searches(module);
+    fewbits::bind_matmul(module);
+    fewbits::bind_engine(module);
 }

@@ -89,6 +89,10 @@ class VerificationError(FewbitsError):
     """What was written doesn't read back as what was meant."""
 
 
+class EngineError(FewbitsError):
+    """The native engine can't run this model or these tokens."""
+
+
 class EvaluationError(FewbitsError):
     """The models or the text can't be compared."""
 

@@ -1,1 +1,1 @@
-"""Running GGUF files natively."""
+"""The native engine: GGUF files, run on the processor."""

@@ -1,0 +1,178 @@
+// Instructions of AVX2, FMA and F16C for `matmul.inc`: a vector of 64 bytes or 16 floats is two registers, rows 0 … 7 and
+// 8 … 15.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include <immintrin.h>
+
+namespace fewbits::FEWBITS_ISA {
+
+namespace {
+
+constexpr int kTile = 4;    // 8 running dot products in 16 registers
+constexpr int kDirect = 2;
+constexpr bool kRaised = false;     // products of raised codes would overflow 16 bits
+constexpr bool kSignedWide = true;
+
+struct Bytes {
+    __m256i a, b;
+};
+struct Rows {
+    __m256 a, b;
+};
+
+inline __m256i load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
+inline Bytes load_bytes(const std::uint8_t* from) { return {load(from), load(from + 32)}; }
+inline void store_bytes(std::uint8_t* to, Bytes x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), x.a);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 32), x.b);
+}
+template <int kLeft> inline Bytes shifted(Bytes x) {
+    if constexpr (kLeft > 0) return {_mm256_slli_epi16(x.a, kLeft), _mm256_slli_epi16(x.b, kLeft)};
+    if constexpr (kLeft < 0) return {_mm256_srli_epi16(x.a, -kLeft), _mm256_srli_epi16(x.b, -kLeft)};
+    return x;
+}
+inline Bytes masked(Bytes x, std::uint8_t mask) {
+    const __m256i all = _mm256_set1_epi8(static_cast<char>(mask));
+    return {_mm256_and_si256(x.a, all), _mm256_and_si256(x.b, all)};
+}
+inline Bytes either(Bytes x, Bytes y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+inline Bytes flipped(Bytes x) {
+    const __m256i top = _mm256_set1_epi8(static_cast<char>(0x80));
+    return {_mm256_xor_si256(x.a, top), _mm256_xor_si256(x.b, top)};
+}
+inline Bytes table_of(const std::uint8_t* sixteen) {
+    const __m256i table = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(sixteen)));
+    return {table, table};
+}
+inline Bytes look_up(Bytes table, Bytes codes) {
+    return {_mm256_shuffle_epi8(table.a, codes.a), _mm256_shuffle_epi8(table.b, codes.b)};
+}
+
+inline Rows zeros() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+inline Rows load_rows(const float* from) { return {_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}; }
+inline void store_rows(float* to, Rows x) {
+    _mm256_storeu_ps(to, x.a);
+    _mm256_storeu_ps(to + 8, x.b);
+}
+inline Rows times(Rows x, Rows y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+inline Rows times(Rows x, float y) { return times(x, Rows{_mm256_set1_ps(y), _mm256_set1_ps(y)}); }
+inline Rows plus(Rows total, Rows x, Rows y) {
+    return {_mm256_fmadd_ps(x.a, y.a, total.a), _mm256_fmadd_ps(x.b, y.b, total.b)};
+}
+inline Rows plus(Rows total, Rows x, float y) { return plus(total, x, Rows{_mm256_set1_ps(y), _mm256_set1_ps(y)}); }
+inline Rows minus(Rows total, Rows x, float y) {
+    const __m256 all = _mm256_set1_ps(y);
+    return {_mm256_fnmadd_ps(x.a, all, total.a), _mm256_fnmadd_ps(x.b, all, total.b)};
+}
+
+// A running dot product of 16 rows and one input: pairs of columns in 16 bits, collected into 32 bits before they overflow.
+struct Chain {
+    __m256i short_a, short_b, a, b;
+};
+struct Factor {
+    __m256i a, b, magnitude_a, magnitude_b;  // the latter of signed codes
+};
+inline Factor factor(Bytes codes) { return {codes.a, codes.b, _mm256_abs_epi8(codes.a), _mm256_abs_epi8(codes.b)}; }
+
+// Step kStep of kSteps. Of codes with a sign the magnitude is multiplied, and the sign goes to the input.
+template <bool kSigned, int kLimit, int kStep>
+inline void add(Chain& chain, const Factor& codes, const std::int8_t* quad) {
+    std::int32_t four;
+    std::memcpy(&four, quad, 4);
+    const __m256i x = _mm256_set1_epi32(four);
+    __m256i a, b;
+    if constexpr (kSigned) {
+        a = _mm256_maddubs_epi16(codes.magnitude_a, _mm256_sign_epi8(x, codes.a));
+        b = _mm256_maddubs_epi16(codes.magnitude_b, _mm256_sign_epi8(x, codes.b));
+    } else {
+        a = _mm256_maddubs_epi16(codes.a, x);
+        b = _mm256_maddubs_epi16(codes.b, x);
+    }
+    if constexpr (kStep % kLimit != 0) {
+        a = _mm256_add_epi16(chain.short_a, a);
+        b = _mm256_add_epi16(chain.short_b, b);
+    }
+    if constexpr (kStep % kLimit != kLimit - 1) {
+        chain.short_a = a;
+        chain.short_b = b;
+    } else {
+        const __m256i ones = _mm256_set1_epi16(1);
+        a = _mm256_madd_epi16(a, ones);
+        b = _mm256_madd_epi16(b, ones);
+        chain.a = kStep < kLimit ? a : _mm256_add_epi32(chain.a, a);
+        chain.b = kStep < kLimit ? b : _mm256_add_epi32(chain.b, b);
+    }
+}
+inline Chain start(std::int32_t = 0) {
+    const __m256i zero = _mm256_setzero_si256();
+    return {zero, zero, zero, zero};
+}
+inline Rows finished(const Chain& chain) { return {_mm256_cvtepi32_ps(chain.a), _mm256_cvtepi32_ps(chain.b)}; }
+
+inline __m128i eight_halves(const std::uint8_t* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); }
+inline __m128i eight_bytes(const std::uint8_t* from) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)); }
+inline Rows floats(__m256i a, __m256i b) { return {_mm256_cvtepi32_ps(a), _mm256_cvtepi32_ps(b)}; }
+inline Rows halves(const std::uint8_t* from) { return {_mm256_cvtph_ps(eight_halves(from)), _mm256_cvtph_ps(eight_halves(from + 16))}; }
+inline __m256 eight_brain_halves(const std::uint8_t* from) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(eight_halves(from)), 16));
+}
+inline Rows brain_halves(const std::uint8_t* from) { return {eight_brain_halves(from), eight_brain_halves(from + 16)}; }
+inline Rows signed_bytes(const std::uint8_t* from) {
+    return floats(_mm256_cvtepi8_epi32(eight_bytes(from)), _mm256_cvtepi8_epi32(eight_bytes(from + 8)));
+}
+inline __m256i wide(const std::uint8_t* from) { return _mm256_cvtepu8_epi32(eight_bytes(from)); }
+inline Rows unsigned_bytes(const std::uint8_t* from) { return floats(wide(from), wide(from + 8)); }
+inline Rows low_nibbles(const std::uint8_t* from) {
+    const __m256i mask = _mm256_set1_epi32(15);
+    return floats(_mm256_and_si256(wide(from), mask), _mm256_and_si256(wide(from + 8), mask));
+}
+inline Rows high_nibbles(const std::uint8_t* from) {
+    return floats(_mm256_srli_epi32(wide(from), 4), _mm256_srli_epi32(wide(from + 8), 4));
+}
+// 2^(byte - 127) / 2; bytes below 2 give numbers below float32's normal ones.
+inline __m256 eight_exponents(const std::uint8_t* from) {
+    const __m256i byte = wide(from), one = _mm256_set1_epi32(1);
+    const __m256i small = _mm256_sllv_epi32(_mm256_set1_epi32(0x200000), byte);
+    const __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(byte, one), 23);
+    return _mm256_castsi256_ps(_mm256_blendv_epi8(small, normal, _mm256_cmpgt_epi32(byte, one)));
+}
+inline Rows exponents(const std::uint8_t* from) { return {eight_exponents(from), eight_exponents(from + 8)}; }
+
+inline void prefetch(const std::uint8_t* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0); }
+
+inline std::int32_t sum_of(__m256i x) {
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xB1)));
+}
+
+// 32 numbers as codes -127 … 127, what one step of the codes is worth, and the codes' sums by halves.
+inline float round_block(const float* x, std::int8_t* codes, std::int32_t (&sums)[2]) {
+    __m256 part[4], most = _mm256_setzero_ps();
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    for (int i = 0; i < 4; ++i) {
+        part[i] = _mm256_loadu_ps(x + 8 * i);
+        most = _mm256_max_ps(most, _mm256_andnot_ps(sign, part[i]));
+    }
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(most), _mm256_extractf128_ps(most, 1));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    const float peak = _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+    const __m256 steps = _mm256_set1_ps(peak > 1e-30f ? 127.0f / peak : 0.0f);
+    __m256i rounded[4];
+    for (int i = 0; i < 4; ++i) rounded[i] = _mm256_cvtps_epi32(_mm256_mul_ps(part[i], steps));
+    sums[0] = sum_of(_mm256_add_epi32(rounded[0], rounded[1]));
+    sums[1] = sum_of(_mm256_add_epi32(rounded[2], rounded[3]));
+    // Packing works in halves of registers: 4 columns each of 0 1 2 3 0 1 2 3.
+    const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(rounded[0], rounded[1]), _mm256_packs_epi32(rounded[2], rounded[3]));
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes), _mm256_permutevar8x32_epi32(packed, order));
+    return peak / 127.0f;
+}
+
+}  // namespace
+
+}  // namespace fewbits::FEWBITS_ISA

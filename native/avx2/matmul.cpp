@@ -1,0 +1,4 @@
+#define FEWBITS_ISA avx2
+#include "dot.h"
+
+#include "../kernels/matmul.inc"

@@ -1,0 +1,4 @@
+#define FEWBITS_ISA avx512vnni
+#include "dot.h"
+
+#include "../kernels/matmul.inc"

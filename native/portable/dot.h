@@ -1,0 +1,136 @@
+// `matmul.inc`'s instructions in plain C++: what the others are compared with.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+namespace fewbits::FEWBITS_ISA {
+
+namespace {
+
+constexpr int kTile = 4;
+constexpr int kDirect = 2;
+constexpr bool kRaised = true;
+constexpr bool kSignedWide = false;
+
+typedef std::uint8_t Bytes __attribute__((vector_size(64)));
+typedef float Rows __attribute__((vector_size(64)));
+
+inline Bytes load_bytes(const std::uint8_t* from) {
+    Bytes found;
+    std::memcpy(&found, from, sizeof found);
+    return found;
+}
+inline void store_bytes(std::uint8_t* to, Bytes x) { std::memcpy(to, &x, sizeof x); }
+template <int kLeft> inline Bytes shifted(Bytes x) {
+    if constexpr (kLeft > 0) return x << kLeft;
+    if constexpr (kLeft < 0) return x >> -kLeft;
+    return x;
+}
+inline Bytes masked(Bytes x, std::uint8_t mask) { return x & mask; }
+inline Bytes either(Bytes a, Bytes b) { return a | b; }
+inline Bytes flipped(Bytes x) { return x ^ 0x80; }
+inline Bytes table_of(const std::uint8_t* sixteen) {
+    Bytes found;
+    for (std::size_t i = 0; i < sizeof found; ++i) found[i] = sixteen[i % 16];
+    return found;
+}
+inline Bytes look_up(Bytes table, Bytes codes) {
+    Bytes found;
+    for (std::size_t i = 0; i < sizeof found; ++i) found[i] = table[codes[i]];
+    return found;
+}
+
+inline Rows zeros() { return Rows{}; }
+inline Rows load_rows(const float* from) {
+    Rows found;
+    std::memcpy(&found, from, sizeof found);
+    return found;
+}
+inline void store_rows(float* to, Rows x) { std::memcpy(to, &x, sizeof x); }
+inline Rows times(Rows a, Rows b) { return a * b; }
+inline Rows times(Rows a, float b) { return a * b; }
+inline Rows plus(Rows total, Rows a, Rows b) { return total + a * b; }
+inline Rows plus(Rows total, Rows a, float b) { return total + a * b; }
+inline Rows minus(Rows total, Rows a, float b) { return total - a * b; }
+
+struct Chain {
+    std::int32_t rows[16];
+};
+using Factor = Bytes;
+inline Factor factor(Bytes codes) { return codes; }
+template <bool kSigned, int kLimit, int kStep>
+inline void add(Chain& chain, const Factor& codes, const std::int8_t* quad) {
+    std::uint8_t bytes[64];
+    std::memcpy(bytes, &codes, sizeof bytes);
+    for (int r = 0; r < 16; ++r)
+        for (int c = 0; c < 4; ++c) chain.rows[r] += bytes[4 * r + c] * quad[c];
+}
+inline Chain start(std::int32_t bias = 0) {
+    Chain found;
+    for (std::int32_t& row : found.rows) row = bias;
+    return found;
+}
+
+template <typename Number> Rows rows_of(Number&& number) {
+    Rows found;
+    for (int r = 0; r < 16; ++r) found[r] = static_cast<float>(number(r));
+    return found;
+}
+inline Rows finished(const Chain& chain) {
+    return rows_of([&](int r) { return chain.rows[r]; });
+}
+inline std::uint32_t pair_at(const std::uint8_t* from, int r) { return from[2 * r] | from[2 * r + 1] << 8; }
+inline float bits_as_float(std::uint32_t bits) {
+    float found;
+    std::memcpy(&found, &bits, sizeof found);
+    return found;
+}
+inline float half_as_float(std::uint32_t bits) {
+    const std::uint32_t sign = (bits & 0x8000u) << 16, magnitude = bits & 0x7FFFu;
+    if (magnitude < 0x400) return (sign ? -0x1p-24f : 0x1p-24f) * static_cast<float>(magnitude);
+    if (magnitude >= 0x7C00) return bits_as_float(sign | 0x7F800000u | (magnitude & 0x3FF) << 13);
+    return bits_as_float(sign | ((magnitude << 13) + (112u << 23)));
+}
+inline Rows halves(const std::uint8_t* from) {
+    return rows_of([&](int r) { return half_as_float(pair_at(from, r)); });
+}
+inline Rows brain_halves(const std::uint8_t* from) {
+    return rows_of([&](int r) { return bits_as_float(pair_at(from, r) << 16); });
+}
+inline Rows signed_bytes(const std::uint8_t* from) {
+    return rows_of([&](int r) { return static_cast<std::int8_t>(from[r]); });
+}
+inline Rows unsigned_bytes(const std::uint8_t* from) {
+    return rows_of([&](int r) { return from[r]; });
+}
+inline Rows low_nibbles(const std::uint8_t* from) {
+    return rows_of([&](int r) { return from[r] & 15; });
+}
+inline Rows high_nibbles(const std::uint8_t* from) {
+    return rows_of([&](int r) { return from[r] >> 4; });
+}
+// 2^(byte - 127) / 2; bytes below 2 give numbers below float32's normal ones.
+inline Rows exponents(const std::uint8_t* from) {
+    return rows_of([&](int r) { return bits_as_float(from[r] > 1 ? (from[r] - 1u) << 23 : 0x200000u << from[r]); });
+}
+inline void prefetch(const std::uint8_t*) {}
+
+// 32 numbers as codes -127 … 127, what one step of the codes is worth, and the codes' sums by halves.
+inline float round_block(const float* x, std::int8_t* codes, std::int32_t (&sums)[2]) {
+    float peak = 0;
+    for (int i = 0; i < 32; ++i) peak = std::fabs(x[i]) > peak ? std::fabs(x[i]) : peak;
+    const float steps = peak > 1e-30f ? 127.0f / peak : 0.0f;
+    sums[0] = sums[1] = 0;
+    for (int i = 0; i < 32; ++i) {
+        codes[i] = static_cast<std::int8_t>(std::nearbyint(x[i] * steps));
+        sums[i / 16] += codes[i];
+    }
+    return peak / 127.0f;
+}
+
+}  // namespace
+
+}  // namespace fewbits::FEWBITS_ISA

@@ -1,0 +1,4 @@
+#define FEWBITS_ISA portable
+#include "dot.h"
+
+#include "../kernels/matmul.inc"

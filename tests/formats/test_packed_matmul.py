@@ -1,0 +1,150 @@
+"""The engine's matrix products: every type of a GGUF file, on every instruction set of this processor.
+
+Weights are what the format decodes to, activations are rounded to 8 bits in blocks of 32 columns, sums are float64:
+kernels differ from that by the rounding of float32.
+"""
+
+import numpy as np
+import pytest
+
+from fewbits import _native
+from fewbits.checkpoint.gguf_constants import GGML_TYPES
+from fewbits.formats import get_format
+from fewbits.formats.format import QTensor
+from gguf_formats import FORMATS
+
+FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": None}
+COUNTS = (1, 2, 3, 8, 17)
+
+
+def rounded(x):
+    """Activations as the kernels see them, and the scale of each 32."""
+    blocks = x.reshape(len(x), -1, 32)
+    peak = np.abs(blocks).max(axis=2, keepdims=True)
+    with np.errstate(divide="ignore"):
+        inverse = np.where(peak > 0, np.float32(127) / peak, np.float32(0))
+    return (np.rint(blocks * inverse) * np.float64(peak / np.float32(127))).reshape(x.shape)
+
+
+def multiply(number, data, columns, x, rows, isa):
+    out = np.full((len(x), rows), np.nan, np.float32)
+    _native.PackedMatrix(number, data, columns).multiply(x, out, isa)
+    return out
+
+
+def assert_close(found, weight, x):
+    # Sums are off by half a unit in the last place of what was added so far, which of formats with minima, and of codes
+    # with an offset, is more than the weights themselves.
+    size = np.abs(x.astype(np.float64)) @ np.abs(weight.T.astype(np.float64))
+    expected = x.astype(np.float64) @ weight.T.astype(np.float64)
+    assert found.shape == expected.shape
+    error = np.abs(found - expected)
+    worst = (error / (size + 1e-30)).max()
+    assert (error <= size * 2.0**-19 + 1e-30).all(), f"{worst:.3g} of the sum of magnitudes"
+
+
+def random_blocks(fmt, rows, columns, seed):
+    """Packed blocks whose codes take all values, decoded weights float32 [rows, columns]."""
+    rng = np.random.default_rng(seed)
+    weight = (rng.standard_t(4, (rows, columns)) * 0.02).astype(np.float32)
+    weight[rows // 2] = 0
+    blocks = weight.reshape(-1, fmt.block)
+    params = fmt.fit(blocks)
+    codes = fmt.round(blocks, params)
+    codes[len(codes) // 3] = codes.max()
+    codes[len(codes) // 3 + 1] = 0
+    data = fmt.pack(codes.reshape(rows, columns), params)["data"]
+    return data, decoded(fmt, data, columns)
+
+
+def decoded(fmt, data, columns):
+    shape = len(data), columns
+    return QTensor(fmt, shape, *fmt.unpack({"data": data}, shape)).dequantize()
+
+
+def activations(count, columns, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((count, columns)).astype(np.float32)
+    x[0, :32] = 0
+    x[-1, 32:64] = np.where(rng.random(32) < 0.5, 1, -1) * 3e-3
+    x[count // 2, -32:] *= 1e4
+    return x
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("isa", _native.packed_isas())
+@pytest.mark.parametrize("name", FORMATS)
+def test_products_of_every_type(name, isa, count):
+    fmt = get_format(name)
+    rows, columns = 41, 1024 if fmt.block == 256 else 576
+    data, weight = random_blocks(fmt, rows, columns, seed=count)
+    x = activations(count, columns, seed=count)
+
+    found = multiply(GGML_TYPES[name].number, data, columns, x, rows, isa)
+
+    assert_close(found, weight, rounded(x))
+
+
+@pytest.mark.parametrize("isa", _native.packed_isas())
+@pytest.mark.parametrize("name", FORMATS)
+def test_nothing_overflows_at_the_ends_of_the_ranges(name, isa):
+    fmt = get_format(name)
+    rng = np.random.default_rng(0)
+    rows, columns = 48, 512
+    # Every byte of the scales and codes at an end of its range, or anything; float16 numbers stay small.
+    data = rng.integers(0, 256, (rows * columns // fmt.block, fmt.block_bytes), np.uint8)
+    data[: len(data) // 3] = 0xFF
+    data[len(data) // 3 : len(data) // 2] = 0x00
+    data[-8:] = 0x80
+    for start in half_offsets(name):
+        halves = rng.uniform(0.5, 1, len(data)).astype("<f2")
+        data[:, start : start + 2] = halves[:, None].view(np.uint8)
+    if name == "MXFP4":
+        data[:, 0] = rng.integers(110, 140, len(data))
+    data = data.reshape(rows, -1)
+    weight = decoded(fmt, data, columns)
+    signs = np.where(rng.random((5, columns)) < 0.5, np.float32(1), np.float32(-1))
+    x = np.concatenate([signs, np.ones((2, columns), np.float32), -np.ones((1, columns), np.float32)]) * 127
+    x = x.astype(np.float32)
+
+    found = multiply(GGML_TYPES[name].number, data, columns, x, rows, isa)
+
+    assert_close(found, weight, rounded(x))
+
+
+def half_offsets(name):
+    """Where the float16 numbers of a block lie."""
+    places = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q2_K": (80, 82), "MXFP4": ()}
+    return places.get(name, {"Q3_K": (108,), "Q6_K": (208,)}.get(name, (0,)))
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("isa", _native.packed_isas())
+@pytest.mark.parametrize("name", FLOATS)
+def test_products_of_floats(name, isa, count):
+    rows, columns = 37, 100
+    rng = np.random.default_rng(count)
+    weight = rng.standard_normal((rows, columns)).astype(np.float32)
+    weight[3, 3] = 1e-7
+    if name == "BF16":
+        data = (weight.view(np.uint32) >> 16).astype(np.uint16)
+        weight = (data.astype(np.uint32) << 16).view(np.float32)
+    else:
+        data = weight.astype(FLOATS[name])
+        weight = data.astype(np.float32)
+    x = rng.standard_normal((count, columns)).astype(np.float32)
+
+    found = multiply(GGML_TYPES[name].number, data.view(np.uint8), columns, x, rows, isa)
+
+    assert_close(found, weight, x)
+
+
+def test_the_instruction_set_has_to_exist():
+    matrix = _native.PackedMatrix(0, np.zeros((1, 4), np.uint8), 1)
+    with pytest.raises(ValueError, match="instruction set"):
+        matrix.multiply(np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32), "mmx")
+
+
+def test_a_type_that_the_engine_does_not_know_is_refused():
+    with pytest.raises(ValueError, match="shapes"):
+        _native.PackedMatrix(99, np.zeros((1, 4), np.uint8), 1)
