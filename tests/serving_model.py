@@ -20,8 +20,8 @@ import fewbits
 from conftest import write_llama
 from fewbits.checkpoint.gguf import open_gguf
 from fewbits.checkpoint.gguf_tokenizer import GgufTokenizer, tokenizer_from_metadata
+from fewbits.engine.engine import Engine, open_engine
 from fewbits.serving.server import Server, ServerOptions
-from stand_in import TransformersEngine
 
 TEMPLATE = (
     "{% for message in messages %}"
@@ -47,8 +47,8 @@ class ServedModel:
     def tokenizer(self) -> GgufTokenizer:
         return tokenizer_from_metadata(self.metadata)
 
-    def engine(self, sequences: int, context: int = CONTEXT) -> Any:
-        return TransformersEngine(self.directory, self.metadata, context, sequences)
+    def engine(self, sequences: int, context: int = CONTEXT) -> Engine:
+        return open_engine(self.path, threads=1, context=context, sequences=sequences)
 
     def greedy(self, prompt: list[int], count: int) -> list[int]:
         """The most likely continuation, token by token, on an engine of its own."""

@@ -207,9 +207,15 @@ def test_logits_that_are_no_numbers_end_one_answer_and_the_next_is_served(served
         assert client.completions.create(**asked(0)).choices[0].finish_reason
 
 
+def assert_set(event: threading.Event) -> None:
+    assert event.wait(30)
+
+
 def test_what_was_accepted_is_finished_before_the_server_ends(served: ServedModel, alone: Answers) -> None:
     answers: list[Any] = []
-    with running(served, slow(served.engine(2), 0.03)) as server:
+    all_there = threading.Event()
+    engine = Hooked(served.engine(2), lambda sequences, tokens: assert_set(all_there))
+    with running(served, engine) as server:
 
         def ask(i: int) -> None:
             with client_of(server) as client:
@@ -223,8 +229,9 @@ def test_what_was_accepted_is_finished_before_the_server_ends(served: ServedMode
         threads = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
         for thread in threads:
             thread.start()
-        assert until(lambda: load(server)["running"] + load(server)["waiting"] >= 8, 5)
+        assert until(lambda: load(server)["running"] + load(server)["waiting"] == 8, 30)
         server.stop()
+        all_there.set()
         for thread in threads:
             thread.join(60)
         refused = False

@@ -43,8 +43,9 @@ def serve(
             if find_spec(package) is None:
                 raise MissingExtraError(package, "serve", "Serving")
         _check("--port", port, 0, 65535)
-        for option, value in (("--slots", slots), ("--queue", queue + 1), ("--step-tokens", step_tokens)):
-            _check(option, value, 1, 1 << 20)
+        _check("--queue", queue, 0, 1 << 20)
+        for option, value in (("--slots", slots), ("--step-tokens", step_tokens)):
+            _check(option, value, 1, 1 << 16)
         if api_key is not None and not api_key.strip():
             raise ServingError(
                 "the API key is empty", action="Give one, or leave out --api-key and FEWBITS_API_KEY"

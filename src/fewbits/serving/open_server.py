@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 from fewbits.checkpoint.gguf_tokenizer import tokenizer_from_metadata
-from fewbits.engine.engine import open_engine
-from fewbits.errors import ServingError
+from fewbits.engine.engine import KvCache, open_engine
 from fewbits.serving.server import Server, ServerOptions
-
-KvCache = Literal["f16", "q8", "q4"]
-_KV_CACHES = ("f16", "q8", "q4")
-_LONGEST_DEFAULT = 4096  # tokens: memory for the keys and values of every slot is taken at once
 
 
 def open_server(
@@ -38,12 +33,10 @@ def open_server(
 
     Raises:
         CheckpointError: not a GGUF file that can be read.
-        EngineError: the engine doesn't know the architecture.
+        EngineError: the engine doesn't know the architecture, or an option is out of range.
         MissingExtraError: the package `tokenizers` isn't installed.
-        ServingError: the address can't be listened at, or an option is out of range.
+        ServingError: the address can't be listened at.
     """
-    if kv_cache not in _KV_CACHES:
-        raise ServingError("no such key-value cache", found=kv_cache, allowed=", ".join(_KV_CACHES))
     engine = open_engine(
         path, threads=threads, context=context, sequences=slots, kv_cache=cast(KvCache, kv_cache)
     )

@@ -12,9 +12,10 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fewbits.engine.engine import Engine
 from fewbits.errors import ServingError
 from fewbits.serving.completion import Completion, Failed
-from fewbits.serving.slots import SequenceEngine, Slots
+from fewbits.serving.slots import Slots
 
 STEP_TOKENS = 256  # by then matrix products run at full speed
 _MEMORY = 0.8  # of the mean of answers' durations: the weight of what was before
@@ -49,9 +50,7 @@ class Load:
 class Scheduler:
     """Runs completions on an engine, in a thread of its own."""
 
-    def __init__(
-        self, engine: SequenceEngine, *, queue_limit: int = 128, step_tokens: int = STEP_TOKENS
-    ) -> None:
+    def __init__(self, engine: Engine, *, queue_limit: int = 128, step_tokens: int = STEP_TOKENS) -> None:
         """A scheduler that has yet to be started.
 
         Args:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import uvicorn
 
 from fewbits.checkpoint.gguf_tokenizer import GgufTokenizer
+from fewbits.engine.engine import Engine
 from fewbits.errors import ServingError
 from fewbits.serving.app import make_app
 from fewbits.serving.prompts import PromptReader
 from fewbits.serving.scheduler import STEP_TOKENS, Scheduler
 from fewbits.serving.service import Service
-from fewbits.serving.slots import SequenceEngine
 
 BODY_LIMIT = 4 << 20
 QUEUE_LIMIT = 128
@@ -48,9 +48,7 @@ class ServerOptions:
 class Server:
     """A server that listens from its making on, and answers while it runs."""
 
-    def __init__(
-        self, engine: SequenceEngine, tokenizer: GgufTokenizer, model: str, options: ServerOptions
-    ) -> None:
+    def __init__(self, engine: Engine, tokenizer: GgufTokenizer, model: str, options: ServerOptions) -> None:
         """A server for one model.
 
         Raises:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from fewbits.engine.engine import Engine
 from fewbits.errors import FewbitsError
 from fewbits.serving.completion import Completion
 
@@ -16,40 +16,10 @@ from fewbits.serving.completion import Completion
 _WORTH_COPYING = 16
 
 
-class SequenceEngine(Protocol):
-    """What serving needs of `fewbits.engine.engine.Engine`."""
-
-    @property
-    def vocabulary(self) -> int:
-        """Tokens that there are."""
-
-    @property
-    def context(self) -> int:
-        """Positions that a sequence may hold."""
-
-    @property
-    def sequences(self) -> int:
-        """How many sequences there are."""
-
-    def step(
-        self, sequences: npt.NDArray[np.int32], tokens: npt.NDArray[np.int32], wanted: npt.NDArray[np.int32]
-    ) -> npt.NDArray[np.float32]:
-        """Append token i to its sequence, for all i at once; logits float32 [M, V] after the M wanted ones."""
-
-    def length(self, sequence: int) -> int:
-        """Positions that a sequence holds."""
-
-    def truncate(self, sequence: int, length: int) -> None:
-        """Forget positions from `length` on."""
-
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Make the target the first `length` positions of the source."""
-
-
 class Slots:
     """Which answer is in which sequence of the engine, and which tokens each sequence holds."""
 
-    def __init__(self, engine: SequenceEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.used: dict[Completion, int] = {}  # in the order of arrival
         self._held: list[list[int]] = [[] for _ in range(engine.sequences)]
