@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
-
 import fewbits
 from conftest import write_llama
 from fewbits.checkpoint.gguf import open_gguf
@@ -50,14 +48,14 @@ class ServedModel:
     def engine(self, sequences: int, context: int = CONTEXT) -> Engine:
         return open_engine(self.path, threads=1, context=context, sequences=sequences)
 
-    def greedy(self, prompt: list[int], count: int) -> list[int]:
-        """The most likely continuation, token by token, on an engine of its own."""
+    def greedy(self, prompt: list[int], count: int, first: int = 0) -> list[int]:
+        """The likeliest continuation by tokens from `first` on, one by one on an engine of its own."""
         engine = self.engine(1)
         tokens = list(prompt)
         for at in range(len(prompt) + count - 1):
-            logits = engine.step(*(np.array([value], np.int32) for value in (0, tokens[at], 0)))
+            logits = engine.step([0], [tokens[at]], [0])
             if at >= len(prompt) - 1:
-                tokens.append(int(logits[0].argmax()))
+                tokens.append(int(logits[0, first:].argmax()) + first)
         return tokens[len(prompt) :]
 
 

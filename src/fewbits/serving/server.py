@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from types import FrameType
 
 import uvicorn
 
@@ -67,12 +68,12 @@ class Server:
             app, log_level="warning", access_log=False, lifespan="off", ws="none", backlog=_BACKLOG,
             server_header=False, timeout_keep_alive=60,
         )  # fmt: skip
-        self._uvicorn = uvicorn.Server(config)
+        self._uvicorn = _UvicornServer(config, self.scheduler)
 
     def run(self) -> None:
         """Answer until `stop` is called or a signal comes, and then until all that was accepted is answered.
 
-        A second Ctrl-C doesn't wait for that.
+        At a second signal those who wait are told that there will be no answer; a third Ctrl-C waits for nobody.
         """
         self.scheduler.start()
         try:
@@ -85,6 +86,24 @@ class Server:
     def stop(self) -> None:
         """Begin to shut down; from any thread."""
         self._uvicorn.should_exit = True
+
+
+class _UvicornServer(uvicorn.Server):
+    """Uvicorn, with a way to end between finishing everything and dropping connections."""
+
+    def __init__(self, config: uvicorn.Config, scheduler: Scheduler) -> None:
+        super().__init__(config)
+        self._scheduler = scheduler
+        self._abandoning: threading.Thread | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called with each signal, at any point of the main thread."""
+        if self.should_exit and self._abandoning is None:
+            # In a thread, since the main one may hold the scheduler's lock.
+            self._abandoning = threading.Thread(target=self._scheduler.close, kwargs={"finish": False})
+            self._abandoning.start()
+        else:
+            super().handle_exit(sig, frame)
 
 
 def is_loopback(host: str) -> bool:
