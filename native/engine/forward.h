@@ -1,74 +1,73 @@
-// One batch through the blocks, by a team of threads that go through it together.
+// One batch through the blocks, as one of a team of threads sees it: all go through the same steps, and wait for each other where
+// one needs what another has computed.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
-#include <vector>
 
 #include "../kernels/matmul.h"
 #include "batch.h"
 #include "kv_cache.h"
 #include "model.h"
+#include "scratch.h"
 #include "thread_team.h"
 #include "weights.h"
 
 namespace fewbits::engine {
 
-// Memory of a batch, reserved for the largest and touched as far as it is used.
-struct Scratch {
-    Scratch(const Config& config, const Weights& weights);
-
-    float *x, *normed, *qkv, *attended, *gate_up, *product, *result, *router, *gathered, *expert_out;
-    std::vector<float> cosines, sines;       // [rope][row][half]
-    std::vector<std::size_t> rope_offset;    // of each rope, per row; the last is a row's total
-    Inputs inputs;
-    void* input_buffer;
-    std::size_t qkv_size, feed_size, input_size;
-    std::vector<float> parts;                // partial attention, when the context is split
-    std::vector<std::uint32_t> chosen;       // [row][used] experts
-    std::vector<float> chosen_weight;
-    std::vector<std::vector<std::uint32_t>> rows_of;  // of each expert: row * used + place
-    std::size_t bytes() const { return arena_.bytes(); }
-
-private:
-    Arena arena_;
-};
-
 class Forward {
 public:
     Forward(const Config& config, const Weights& weights, const KvCache& cache, const Kernels& kernels, Scratch& scratch,
-            const Batch& batch)
+            const Batch& batch, Member& member)
         : config_(config), weights_(weights), cache_(cache), matmul_(kernels.matmul), other_(kernels.transformer),
-          scratch_(scratch), batch_(batch) {}
+          scratch_(scratch), batch_(batch), member_(member), alone_(batch.count == 1),
+          rows_(alone_ ? scratch.own[member.index] : scratch.shared) {}
 
-    // Every member of the team calls it.
-    void run(Member& member);
+    void run();
 
 private:
     struct Task;
-    void embed(Member& member);
-    void attention(Member& member, std::size_t b);
-    void turn_and_store(std::size_t b, std::size_t row);
-    void attend(Member& member, std::size_t b);
+
+    void embed(std::size_t row);
+    void attention(std::size_t b);
+    void turn(std::size_t b, std::size_t row);
+    void turn_head(std::size_t b, std::size_t row, std::size_t kv_head);
+    void attend(std::size_t b);
+    void attend_split(std::size_t b, std::size_t chunks);
     void attend_part(const Task& task, std::size_t b, std::size_t chunk, float* part) const;
     template <typename PartOf>
-    void finish(std::size_t b, std::size_t index, PartOf&& part_of);
-    void feed_forward(Member& member, std::size_t b);
-    void experts(Member& member, std::size_t b);
-    void choose_experts(std::size_t row);
-    void expert(Member& member, const Block& block, std::size_t e);
-    void head(Member& member);
-
-    // Inputs of the next products: x [count, columns], float and rounded. Every member calls it; it ends with all waiting.
-    void round(Member& member, const float* x, std::size_t count, std::size_t columns);
-    // out[n * stride + offset + row] for all parts and the inputs that were rounded last. It ends with all waiting.
-    void multiply(Member& member, const Part* parts, std::size_t part_count, float* out, std::size_t stride);
-    void multiply(Member& member, const Linear& linear, float* out);
-    void norm_rows(Member& member, const float* weight);
-    void add_residual(Member& member, const Linear* biased, const float* after);
-    void activate(Member& member, std::size_t size, std::size_t count);
-
+    void finish(const Task& task, PartOf&& part_of);
     Task task_of(std::size_t b, std::size_t index) const;
     std::size_t task_count() const;
+
+    void feed_forward(std::size_t b);
+    void experts(const Block& block);
+    void choose_experts(std::size_t row);
+    void expert(const Block& block, std::size_t e);
+    void head();
+
+    // x += result, with a bias and a norm of its own before if there are.
+    void add_residual(std::size_t row, const Linear* biased, const float* after);
+    void activate(std::size_t row, std::size_t size);
+    // The inputs of the next product: `values` [count, columns], of which rows are rounded by `round`.
+    void begin_inputs(const float* values, std::size_t count, std::size_t columns);
+    void round(std::size_t row);
+    void norm_and_round(std::size_t row, const float* weight);
+    // out[n * stride + offset + row] for all parts and the inputs. It ends with all waiting.
+    void multiply(const Part* parts, std::size_t part_count, float* out, std::size_t stride);
+    void multiply(const Linear& linear, float* out);
+
+    // f(row) for all rows: shared, then all wait; or by every thread for itself.
+    template <typename Function>
+    void each_row(std::size_t count, Function&& f) {
+        if (alone_) {
+            for (std::size_t row = 0; row < count; ++row) f(row);
+            return;
+        }
+        member_.share(count, std::max<std::size_t>(1, count / (member_.size * 8)), [&](std::size_t first, std::size_t last) {
+            for (std::size_t row = first; row < last; ++row) f(row);
+        });
+    }
 
     const Config& config_;
     const Weights& weights_;
@@ -77,6 +76,10 @@ private:
     const TransformerKernels& other_;
     Scratch& scratch_;
     const Batch& batch_;
+    Member& member_;
+    const bool alone_;
+    Rows& rows_;
+    Inputs inputs_;
 };
 
 }  // namespace fewbits::engine

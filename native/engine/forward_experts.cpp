@@ -11,8 +11,8 @@ namespace fewbits::engine {
 void Forward::choose_experts(std::size_t row) {
     const std::size_t count = config_.experts, used = config_.experts_used;
     const float* scores = scratch_.router + row * count;
-    std::uint32_t* chosen = scratch_.chosen.data() + row * used;
-    float* weight = scratch_.chosen_weight.data() + row * used;
+    std::uint32_t* chosen = rows_.chosen.data() + row * used;
+    float* weight = rows_.chosen_weight.data() + row * used;
     std::vector<std::uint32_t> order(count);
     std::iota(order.begin(), order.end(), 0u);
     std::stable_sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) { return scores[a] > scores[b]; });
@@ -25,43 +25,43 @@ void Forward::choose_experts(std::size_t row) {
     for (std::size_t e = 0; e < used; ++e) weight[e] = static_cast<float>(weight[e] / (config_.experts_normalized ? those : all));
 }
 
-void Forward::experts(Member& member, std::size_t b) {
-    const Block& block = weights_.blocks[b];
+void Forward::experts(const Block& block) {
     const std::size_t used = config_.experts_used, hidden = config_.hidden;
-    round(member, scratch_.normed, batch_.count, hidden);
-    multiply(member, block.router, scratch_.router);
-    member.share(batch_.count, 1, [&](std::size_t row, std::size_t) { choose_experts(row); });
-    if (member.index == 0) {
-        for (std::vector<std::uint32_t>& rows : scratch_.rows_of) rows.clear();
-        for (std::uint32_t i = 0; i < batch_.count * used; ++i) scratch_.rows_of[scratch_.chosen[i]].push_back(i);
+    multiply(block.router, scratch_.router);
+    each_row(batch_.count, [&](std::size_t row) { choose_experts(row); });
+    if (alone_ || member_.index == 0) {
+        for (std::vector<std::uint32_t>& rows : rows_.rows_of) rows.clear();
+        for (std::uint32_t i = 0; i < batch_.count * used; ++i) rows_.rows_of[rows_.chosen[i]].push_back(i);
     }
-    member.wait();
+    if (!alone_) member_.wait();
     for (std::size_t e = 0; e < config_.experts; ++e)
-        if (!scratch_.rows_of[e].empty()) expert(member, block, e);
+        if (!rows_.rows_of[e].empty()) expert(block, e);
+    member_.wait();  // `result` has been read
     // Added up in the order of a row's choice, whichever other rows there are.
-    member.share(batch_.count, 1, [&](std::size_t row, std::size_t) {
+    member_.share(batch_.count, 1, [&](std::size_t row, std::size_t) {
         float* result = scratch_.result + row * hidden;
         std::memset(result, 0, hidden * sizeof(float));
         for (std::size_t i = row * used; i < (row + 1) * used; ++i)
-            other_.add_scaled(result, scratch_.expert_out + i * hidden, scratch_.chosen_weight[i], hidden);
+            other_.add_scaled(result, rows_.expert_out + i * hidden, rows_.chosen_weight[i], hidden);
     });
 }
 
 // One expert on the rows that chose it.
-void Forward::expert(Member& member, const Block& block, std::size_t e) {
-    const std::vector<std::uint32_t>& rows = scratch_.rows_of[e];
+void Forward::expert(const Block& block, std::size_t e) {
+    const std::vector<std::uint32_t>& rows = rows_.rows_of[e];
     const std::size_t hidden = config_.hidden, size = block.feed_size, used = config_.experts_used;
-    member.share(rows.size(), 1, [&](std::size_t i, std::size_t) {
-        std::memcpy(scratch_.gathered + i * hidden, scratch_.normed + rows[i] / used * hidden, hidden * sizeof(float));
+    begin_inputs(rows_.gathered, rows.size(), hidden);
+    each_row(rows.size(), [&](std::size_t i) {
+        std::memcpy(rows_.gathered + i * hidden, rows_.normed + rows[i] / used * hidden, hidden * sizeof(float));
+        round(i);
     });
-    round(member, scratch_.gathered, rows.size(), hidden);
     const std::vector<Part>& parts = block.expert_gate_up[e];
-    multiply(member, parts.data(), parts.size(), scratch_.gate_up, 2 * size);
-    activate(member, size, rows.size());
-    round(member, scratch_.product, rows.size(), size);
-    multiply(member, block.expert_down[e], scratch_.gathered);
-    member.share(rows.size(), 1, [&](std::size_t i, std::size_t) {
-        std::memcpy(scratch_.expert_out + rows[i] * hidden, scratch_.gathered + i * hidden, hidden * sizeof(float));
+    multiply(parts.data(), parts.size(), scratch_.gate_up, 2 * size);
+    begin_inputs(rows_.product, rows.size(), size);
+    each_row(rows.size(), [&](std::size_t i) { activate(i, size); });
+    multiply(block.expert_down[e], scratch_.result);
+    each_row(rows.size(), [&](std::size_t i) {
+        std::memcpy(rows_.expert_out + rows[i] * hidden, scratch_.result + i * hidden, hidden * sizeof(float));
     });
 }
 

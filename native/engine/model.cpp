@@ -11,12 +11,6 @@ namespace fewbits::engine {
 
 namespace {
 
-std::size_t largest_feed(const Weights& weights) {
-    std::size_t found = 0;
-    for (const Block& block : weights.blocks) found = std::max(found, block.feed_size);
-    return found;
-}
-
 // Neighbouring rows of one sequence, as many as attention takes together.
 std::vector<QueryRows> group_rows(const Config& config, const Batch& batch) {
     const std::size_t most = std::max<std::size_t>(1, kAttendRows / (config.heads / config.kv_heads));
@@ -31,40 +25,11 @@ std::vector<QueryRows> group_rows(const Config& config, const Batch& batch) {
 
 }  // namespace
 
-Scratch::Scratch(const Config& config, const Weights& weights) {
-    const std::size_t hidden = config.hidden, used = std::max<std::size_t>(1, config.experts_used);
-    feed_size = largest_feed(weights);
-    qkv_size = config.query_size() + 2 * config.kv_size();
-    input_size = std::max({hidden, config.query_size(), feed_size});
-    // An expert's rows are at most the batch's: a row chooses it once.
-    const std::size_t sizes[] = {hidden, hidden, qkv_size, config.query_size(), 2 * feed_size, feed_size, hidden,
-                                 config.experts, config.experts ? hidden : 0, config.experts ? used * hidden : 0};
-    float** const arrays[] = {&x, &normed, &qkv, &attended, &gate_up, &product, &result, &router, &gathered, &expert_out};
-    const std::size_t padded = (input_size + kSlab - 1) / kSlab * kSlab;
-    std::size_t bytes = input_bytes(kBatch, padded);
-    for (const std::size_t size : sizes) bytes += (kBatch * size * sizeof(float) + 63) / 64 * 64;
-    arena_ = Arena(bytes + 64, false);
-    std::uint8_t* at = arena_.data();
-    for (std::size_t i = 0; i < std::size(sizes); ++i) {
-        *arrays[i] = reinterpret_cast<float*>(at);
-        at += (kBatch * sizes[i] * sizeof(float) + 63) / 64 * 64;
-    }
-    input_buffer = at;
-    rope_offset.push_back(0);
-    for (const Rope& rope : config.ropes) rope_offset.push_back(rope_offset.back() + rope.frequencies.size());
-    cosines.resize(kBatch * rope_offset.back());
-    sines.resize(kBatch * rope_offset.back());
-    if (!config.experts) return;
-    chosen.resize(kBatch * used);
-    chosen_weight.resize(kBatch * used);
-    rows_of.resize(config.experts);
-}
-
 Model::Model(Config config, const Tensors& tensors, Kernels kernels, std::size_t threads, std::size_t context,
              std::size_t sequences, CacheType cache)
     : config_(std::move(config)), context_(context), team_(threads), weights_(config_, tensors, team_),
       cache_(cache, config_.blocks, config_.kv_heads, config_.padded_head(), context, sequences), lengths_(sequences),
-      scratch_(std::make_unique<Scratch>(config_, weights_)), kernels_(kernels) {}
+      scratch_(std::make_unique<Scratch>(config_, weights_, team_.size())), kernels_(kernels) {}
 
 Model::~Model() = default;
 
@@ -104,8 +69,9 @@ void Model::step(const std::int32_t* sequences, const std::int32_t* tokens, std:
         batch.logits = logits + given * config_.vocabulary;
         for (; given < wanted_count && static_cast<std::size_t>(wanted[given]) < first + batch.count; ++given)
             batch.wanted.push_back(static_cast<std::size_t>(wanted[given]) - first);
-        Forward forward(config_, weights_, cache_, kernels_, *scratch_, batch);
-        team_.run([&](Member& member) { forward.run(member); });
+        team_.run([&](Member& member) {
+            Forward(config_, weights_, cache_, kernels_, *scratch_, batch, member).run();
+        });
     }
 }
 

@@ -10,7 +10,7 @@ enum class CacheType : std::uint8_t { kF16, kQ8, kQ4 };
 
 constexpr std::size_t kTile = 64;         // positions of the cache that attention takes at a time
 constexpr std::size_t kChunk = 256;       // positions after which partial results are merged
-constexpr std::size_t kAttendRows = 32;   // queries that one call may have
+constexpr std::size_t kAttendRows = 48;   // queries that one call may have
 constexpr std::size_t kMaxHead = 512;     // numbers of a head, padded to 16
 
 // The keys and values of one head in one layer and sequence. D is the head's size padded to a multiple of 16.
