@@ -17,7 +17,6 @@ import csv
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 from io import StringIO
@@ -55,6 +54,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=512, help="tokens")
     parser.add_argument("--generate", type=int, default=128, help="tokens")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--repetitions", type=int, default=3, help="in a round")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--render", action="store_true", help="only write the page from the results")
     arguments = parser.parse_args()
@@ -81,6 +81,8 @@ def compared(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             print(json.dumps(theirs[-1]), flush=True)
     row = {
         "bytes": path.stat().st_size,
+        "prompt": arguments.prompt,
+        "generate": arguments.generate,
         "threads": arguments.threads,
         "processor": processor(),
         "instruction_set": ours[0]["instruction_set"],
@@ -110,6 +112,7 @@ def fewbits_bench(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """`fewbits bench --json`."""
     command = [sys.executable, "-m", "fewbits", "bench", str(path), "--json"]
     options = ["--prompt", arguments.prompt, "--generate", arguments.generate, "--threads", arguments.threads]
+    options += ["--repetitions", arguments.repetitions]
     done = subprocess.run([*command, *map(str, options)], check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -120,7 +123,16 @@ def llama_bench(
 ) -> dict[str, float]:
     """Tokens per second of llama-bench with one of its settings."""
     llama.environment["GGML_CPU_TILED_MM"] = str(tiled)
-    options = ["-t", arguments.threads, "-p", arguments.prompt, "-n", arguments.generate, "-r", 3]
+    options = [
+        "-t",
+        arguments.threads,
+        "-p",
+        arguments.prompt,
+        "-n",
+        arguments.generate,
+        "-r",
+        arguments.repetitions,
+    ]
     printed = llama.run("llama-bench", "-m", path, *map(str, options), "--repack", str(repack), "-o", "csv")
     table = printed[printed.index("build_commit") :]
     rows = [row for row in csv.DictReader(StringIO(table)) if (row.get("avg_ts") or "").strip()]
@@ -155,16 +167,11 @@ def llama_memory(llama: LlamaCpp, path: Path) -> int:
 
 def peak(command: list[str], environment: dict[str, str]) -> int:
     """Peak resident memory of a command, in bytes (Linux)."""
-    pid = os.fork()
-    if pid == 0:
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
-        os.execvpe(command[0], command, environment)
-    _, status, usage = os.wait4(pid, 0)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = status
     if status:
         raise SystemExit(f"{' '.join(command)} failed")
-    assert isinstance(usage, resource.struct_rusage)
     return usage.ru_maxrss * 1024
 
 
@@ -172,17 +179,18 @@ def page(rows: dict[str, Any]) -> str:
     """docs/speed.md."""
     lines = [
         "# Speed of the engine",
-        "Written by `python benchmarks/speed.py FILE.gguf … --llama DIR` from what it measures (`--render` writes only the page).",
+        "Written by `python benchmarks/speed.py FILE.gguf … --llama DIR` from what it measures.",
         "",
-        "Tokens per second of `fewbits bench` against llama.cpp's llama-bench on the same file in the same run: a prompt of 512",
-        "tokens, and 128 tokens decoded one after another. llama.cpp was compiled for the processor, and its best of",
-        "`--repack 0|1` and GGML_CPU_TILED_MM=0|1 counts; the two took turns.",
+        "Tokens per second of `fewbits bench` against llama.cpp's llama-bench on the same file in the same run: a",
+        "prompt, and tokens decoded one after another. llama.cpp was compiled for the processor, and its best of",
+        "`--repack 0|1` and GGML_CPU_TILED_MM=0|1 counts; the two took turns. Speeds of different files were",
+        "measured at different times on a shared machine: ratios within a row are what counts.",
         "",
-        "| file | MB | prompt | llama.cpp | | decode | llama.cpp | | share of read bandwidth |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| file | MB | tokens | prompt | llama.cpp | | decode | llama.cpp | | share of read bandwidth |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
-        cells = [name, f"{row['bytes'] / 1e6:,.1f}"]
+        cells = [name, f"{row['bytes'] / 1e6:,.1f}", f"{row['prompt']} + {row['generate']}"]
         for what in ("prompt", "decode"):
             ours, theirs = row["fewbits"][what], row["llama.cpp"][what]
             cells += [f"{ours:,.0f}", f"{theirs:,.0f}", f"**x {ours / theirs:.2f}**"]
@@ -192,10 +200,10 @@ def page(rows: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "The share is that of reading a buffer beyond the last cache with as many threads; a file that the cache holds can",
-        "exceed it.",
+        "The share is that of reading a buffer beyond the last cache with as many threads; a file that the cache",
+        "holds can exceed it.",
         "",
-        f"| file | opening to first logits | llama.cpp | memory beyond the file's size, {LONG:,} tokens | llama.cpp |",
+        f"| file | opening to first logits | llama.cpp | memory beyond the file, {LONG:,} tokens | llama.cpp |",
         "|---|---|---|---|---|",
     ]
     for name, row in rows.items():
@@ -206,16 +214,11 @@ def page(rows: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "Ours is of a Python process (about 30 MB of it), in which the packed matrices take the file's place. The file was in",
-        "the system's cache. llama.cpp's loading is what llama-completion prints.",
+        "Ours is of a Python process (about 30 MB of it), in which the packed matrices take the file's place. The",
+        "file was in the system's cache. llama.cpp's loading is what llama-completion prints.",
         "",
     ]
-    said = sorted(
-        {
-            f"{row['processor']}; {row['threads']} threads; kernels {row['instruction_set']}"
-            for row in rows.values()
-        }
-    )
+    said = sorted({f"{row['processor']}; {row['threads']} threads" for row in rows.values()})
     return "\n".join([*lines, "Measured on: " + "; ".join(said) + ".", ""])
 
 

@@ -9,7 +9,7 @@
 
 namespace fewbits::engine {
 
-constexpr std::size_t kBatch = 512;  // rows that go through the blocks together
+constexpr std::size_t kBatch = 256;  // rows that go through the blocks together
 
 // Rows of one sequence next to each other, whose queries are scored together.
 struct QueryRows {
