@@ -6,6 +6,7 @@
 #include <string>
 
 #ifdef __linux__
+#include <sys/auxv.h>
 #include <sys/mman.h>
 #endif
 
@@ -20,6 +21,16 @@ namespace fewbits {
 
 namespace {
 
+#ifdef FEWBITS_ARM64
+bool has_dot_products() {
+#ifdef __linux__
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+    return true;  // every Apple processor with a desktop system
+#endif
+}
+#endif
+
 std::vector<MatmulIsa> found_isas() {
     const char* asked = std::getenv("FEWBITS_ISA");
     const std::string limit = asked ? asked : "";
@@ -33,6 +44,11 @@ std::vector<MatmulIsa> found_isas() {
     if (with_avx512 && __builtin_cpu_supports("avx512vnni") && limit != "avx2" && limit != "portable")
         found.push_back({"avx512vnni", avx512vnni::matmul});
     if (with_avx2 && limit != "portable") found.push_back({"avx2", avx2::matmul});
+#elif defined(FEWBITS_ARM64)
+    if (limit != "portable") {
+        if (has_dot_products() && limit != "neon") found.push_back({"neon_dotprod", neon_dotprod::matmul});
+        found.push_back({"neon", neon::matmul});
+    }
 #endif
     found.push_back({"portable", portable::matmul});
     return found;
