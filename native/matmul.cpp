@@ -53,17 +53,18 @@ std::vector<MatmulIsa> found_isas() {
     const bool with_avx512 = with_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
     if (with_avx512 && __builtin_cpu_supports("avx512vnni") && (limit.empty() || limit.starts_with("avx512")))
-        found.push_back({"avx512vnni", avx512vnni::matmul});
+        found.push_back({"avx512vnni", avx512vnni::matmul, avx512vnni::transformer});
     if (with_avx2 && has_avxvnni() && limit != "avx2" && limit != "portable")
-        found.push_back({"avxvnni", avxvnni::matmul});
-    if (with_avx2 && limit != "portable") found.push_back({"avx2", avx2::matmul});
+        found.push_back({"avxvnni", avxvnni::matmul, avx2::transformer});
+    if (with_avx2 && limit != "portable") found.push_back({"avx2", avx2::matmul, avx2::transformer});
 #elif defined(FEWBITS_ARM64)
     if (limit != "portable") {
-        if (has_dot_products() && limit != "neon") found.push_back({"neon_dotprod", neon_dotprod::matmul});
-        found.push_back({"neon", neon::matmul});
+        if (has_dot_products() && limit != "neon")
+            found.push_back({"neon_dotprod", neon_dotprod::matmul, portable::transformer});
+        found.push_back({"neon", neon::matmul, portable::transformer});
     }
 #endif
-    found.push_back({"portable", portable::matmul});
+    found.push_back({"portable", portable::matmul, portable::transformer});
     return found;
 }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../engine/packed_matrix.h"
+#include "transformer.h"
 
 namespace fewbits {
 
@@ -54,6 +55,7 @@ namespace neon_dotprod { extern const MatmulKernels matmul; }
 struct MatmulIsa {
     const char* name;
     const MatmulKernels& kernels;
+    const TransformerKernels& transformer;
 };
 
 // Those that this processor has, the fastest first; results differ between them by the rounding of float32 sums.

@@ -49,6 +49,22 @@ def move_columns(
     minimum: _Floats,
 ) -> None: ...
 
+class Sampler:
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        repetition_window: int = 64,
+        seed: int = 0,
+    ) -> None: ...
+    def choose(self, logits: _Floats, recent: npt.NDArray[np.int32]) -> int: ...
+
+def read_bandwidth(bytes: int, threads: int, passes: int = 5) -> float: ...  # noqa: A002
+
 # The first seven arguments of a search are the blocks and their grid: weight, importance, group, largest, low, high and
 # table. What is found goes to the arrays at the end.
 def search_scale(
@@ -146,7 +162,30 @@ def search_group_affine(
 def packed_isas() -> list[str]: ...
 
 class PackedMatrix:
-    def __init__(self, type: int, blocks: _Codes, columns: int) -> None: ...
+    def __init__(self, type: int, blocks: _Codes, columns: int) -> None: ...  # noqa: A002
     def multiply(self, x: _Floats, out: _Floats, isa: str = "", repeats: int = 1) -> None: ...
     @property
     def nbytes(self) -> int: ...
+
+class Engine:
+    def __init__(
+        self,
+        config: dict[str, object],
+        tensors: dict[str, tuple[int, int, int, npt.NDArray[np.uint8]]],
+        threads: int,
+        context: int,
+        sequences: int,
+        cache: str,
+        mapped: bool = False,
+    ) -> None: ...
+    def step(
+        self,
+        sequences: npt.NDArray[np.int32],
+        tokens: npt.NDArray[np.int32],
+        wanted: npt.NDArray[np.int32],
+    ) -> _Floats: ...
+    def length(self, sequence: int) -> int: ...
+    def truncate(self, sequence: int, length: int) -> None: ...
+    def copy(self, source: int, target: int, length: int) -> None: ...
+    @property
+    def bytes(self) -> int: ...

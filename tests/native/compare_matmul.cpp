@@ -73,7 +73,10 @@ double distance(const std::vector<float>& a, const std::vector<float>& b) {
 
 int main() {
     std::mt19937 random(1);
-    const MatmulIsa isas[] = {{"neon", neon::matmul}, {"neon_dotprod", neon_dotprod::matmul}};
+    const struct {
+        const char* name;
+        const MatmulKernels& kernels;
+    } isas[] = {{"neon", neon::matmul}, {"neon_dotprod", neon_dotprod::matmul}};
     bool same = true;
     for (std::uint32_t type = 0; type < 64; ++type) {
         const engine::BlockFormat* format = engine::find_format(type);
@@ -92,7 +95,7 @@ int main() {
             std::vector<float> x(count * kColumns);
             for (float& number : x) number = static_cast<float>(random() % 2001) / 1000 - 1;
             const std::vector<float> expected = product(portable::matmul, matrix, x, count);
-            for (const MatmulIsa& isa : isas) {
+            for (const auto& isa : isas) {
                 const double found = distance(expected, product(isa.kernels, matrix, x, count));
                 const bool near = found < 1e-5;
                 if (!near) std::printf("%s, %s, %zu inputs: %g\n", format->name, isa.name, count, found);

@@ -217,6 +217,10 @@ def _nothing(*_: Any) -> dict[str, Any]:
     return {}
 
 
+def _embedding_multiplier(config: Config) -> float:
+    return float(config.get("embedding_multiplier", 1.0))
+
+
 def _accept(_: Config) -> None:
     return None
 
@@ -258,6 +262,7 @@ class Architecture:
         prefixes: (as in the checkpoint, as in the rules) beginnings of names, for multimodal checkpoints.
         ignored: regular expressions of names that have no place in the text model's GGUF.
         owns: whether a GGUF file of this `gguf` name, by its metadata without prefix, is of this entry.
+        embedding_factor: what the embedding is multiplied by, from the config.
         notes: what its runtime does otherwise than the model's authors, for the report.
     """
 
@@ -275,6 +280,7 @@ class Architecture:
     prefixes: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
     owns: Callable[[Mapping[str, Any]], bool] = lambda _: True
+    embedding_factor: Callable[[Config], float] = _embedding_multiplier
     notes: tuple[str, ...] = ()
 
     def rules(self, blocks: int) -> Iterator[Rule]:

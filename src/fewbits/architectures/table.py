@@ -179,6 +179,7 @@ QWEN3_MOE = replace(
 
 GEMMA = Architecture(
     model_type="gemma",
+    embedding_factor=lambda config: float(config["hidden_size"]) ** 0.5,
     gguf="gemma",
     before=EMBEDDING,
     blocks=(

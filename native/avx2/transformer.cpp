@@ -1,0 +1,2 @@
+#define FEWBITS_ISA avx2
+#include "../kernels/transformer.inc"

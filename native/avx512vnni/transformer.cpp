@@ -1,0 +1,2 @@
+#define FEWBITS_ISA avx512vnni
+#include "../kernels/transformer.inc"

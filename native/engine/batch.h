@@ -1,0 +1,28 @@
+// The rows of a batch, and how attention takes them together.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "config.h"
+
+namespace fewbits::engine {
+
+constexpr std::size_t kBatch = 512;  // rows that go through the blocks together
+
+// Rows of one sequence next to each other, whose queries are scored together.
+struct QueryRows {
+    std::size_t sequence, row, count;
+};
+
+struct Batch {
+    std::size_t count = 0;
+    const std::int32_t* tokens = nullptr;
+    std::vector<std::size_t> sequence, position;
+    std::vector<QueryRows> groups;
+    std::vector<std::size_t> wanted;  // rows whose logits are asked for
+    float* logits = nullptr;
+};
+
+}  // namespace fewbits::engine

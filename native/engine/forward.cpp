@@ -1,0 +1,162 @@
+#include "forward.h"
+
+#include <cmath>
+#include <cstring>
+
+namespace fewbits::engine {
+
+namespace {
+
+// Bands of 16 rows of a matrix that a thread takes at a time: few enough that all end together.
+std::size_t grain_of(std::size_t bands, std::size_t threads) { return std::max<std::size_t>(1, bands / (threads * 6)); }
+
+void add_bias(float* out, const float* bias, std::size_t size) {
+    for (std::size_t i = 0; i < size; ++i) out[i] += bias[i];
+}
+
+}  // namespace
+
+void Forward::run() {
+    const std::vector<Block>& blocks = weights_.blocks;
+    begin_inputs(rows_.normed, batch_.count, config_.hidden);
+    each_row(batch_.count, [&](std::size_t row) {
+        embed(row);
+        norm_and_round(row, blocks[0].attention_norm);
+    });
+    for (std::size_t b = 0; b < config_.blocks; ++b) {
+        attention(b);
+        feed_forward(b);
+    }
+    if (!batch_.wanted.empty()) head();
+}
+
+void Forward::embed(std::size_t row) {
+    float* x = rows_.x + row * config_.hidden;
+    weights_.embed(static_cast<std::size_t>(batch_.tokens[row]), x);
+    if (config_.embedding_factor != 1) other_.scale(x, config_.embedding_factor, config_.hidden);
+    std::size_t at = row * scratch_.rope_offset.back();
+    for (const Rope& rope : config_.ropes)
+        for (const float frequency : rope.frequencies) {
+            const double angle = frequency * static_cast<float>(batch_.position[row]);
+            rows_.cosines[at] = static_cast<float>(std::cos(angle)) * rope.magnitude;
+            rows_.sines[at++] = static_cast<float>(std::sin(angle)) * rope.magnitude;
+        }
+}
+
+void Forward::begin_inputs(const float* values, std::size_t count, std::size_t columns) {
+    inputs_ = place_inputs(values, count, columns, rows_.inputs);
+}
+
+void Forward::round(std::size_t row) {
+    if (inputs_.columns % kSlab == 0) matmul_.round(inputs_, row, row + 1);
+}
+
+void Forward::norm_and_round(std::size_t row, const float* weight) {
+    const std::size_t hidden = config_.hidden;
+    const float* x = rows_.x + row * hidden;
+    float* to = rows_.normed + row * hidden;
+    if (weight)
+        other_.rms_norm(x, weight, hidden, config_.epsilon, to);
+    else
+        std::memcpy(to, x, hidden * sizeof(float));
+    round(row);
+}
+
+void Forward::multiply(const Part* parts, std::size_t part_count, float* out, std::size_t stride) {
+    std::size_t bands = 0;
+    for (std::size_t p = 0; p < part_count; ++p) bands += parts[p].linear.bands();
+    member_.share(bands, grain_of(bands, member_.size), [&](std::size_t first, std::size_t last) {
+        std::size_t start = 0;
+        for (std::size_t p = 0; p < part_count && start < last; ++p) {
+            const Linear& linear = parts[p].linear;
+            const std::size_t end = start + linear.bands(), from = std::max(first, start), to = std::min(last, end);
+            if (from < to) matmul_.multiply(linear.matrix, inputs_, from - start, to - start, out + parts[p].offset, stride);
+            start = end;
+        }
+    });
+}
+
+void Forward::multiply(const Linear& linear, float* out) {
+    const Part part{linear, 0};
+    multiply(&part, 1, out, linear.rows);
+}
+
+void Forward::add_residual(std::size_t row, const Linear* biased, const float* after) {
+    const std::size_t hidden = config_.hidden;
+    float *x = rows_.x + row * hidden, *own = rows_.normed + row * hidden;  // `result` belongs to all
+    const float* result = scratch_.result + row * hidden;
+    if (biased && biased->bias) {
+        std::memcpy(own, result, hidden * sizeof(float));
+        add_bias(own, biased->bias, hidden);
+        result = own;
+    }
+    if (after) {
+        other_.rms_norm(result, after, hidden, config_.epsilon, own);
+        result = own;
+    }
+    other_.add_scaled(x, result, config_.residual_factor, hidden);
+}
+
+void Forward::attention(std::size_t b) {
+    const Block& block = weights_.blocks[b];
+    multiply(block.qkv.data(), block.qkv.size(), scratch_.qkv, scratch_.qkv_size);
+    attend(b);
+    begin_inputs(scratch_.attended, batch_.count, config_.query_size());
+    each_row(batch_.count, [&](std::size_t row) { round(row); });
+    multiply(block.out, scratch_.result);
+    begin_inputs(rows_.normed, batch_.count, config_.hidden);
+    each_row(batch_.count, [&](std::size_t row) {
+        add_residual(row, &block.out, block.attention_after);
+        norm_and_round(row, block.feed_norm);
+    });
+}
+
+void Forward::activate(std::size_t row, std::size_t size) {
+    const float* gate = scratch_.gate_up + row * 2 * size;
+    other_.gate(gate, gate + size, size, config_.gelu, rows_.product + row * size);
+    round(row);
+}
+
+void Forward::feed_forward(std::size_t b) {
+    const Block& block = weights_.blocks[b];
+    if (config_.experts) {
+        experts(block);
+    } else {
+        const std::size_t size = block.feed_size;
+        multiply(block.gate_up.data(), block.gate_up.size(), scratch_.gate_up, 2 * size);
+        for (const Part& part : block.gate_up)
+            if (part.linear.bias)
+                member_.share(batch_.count, 1, [&](std::size_t row, std::size_t) {
+                    add_bias(scratch_.gate_up + row * 2 * size + part.offset, part.linear.bias, part.linear.rows);
+                });
+        begin_inputs(rows_.product, batch_.count, size);
+        each_row(batch_.count, [&](std::size_t row) { activate(row, size); });
+        multiply(block.down, scratch_.result);
+    }
+    const Linear* biased = config_.experts ? nullptr : &block.down;
+    begin_inputs(rows_.normed, batch_.count, config_.hidden);
+    each_row(batch_.count, [&](std::size_t row) {
+        add_residual(row, biased, block.feed_after);
+        if (b + 1 < config_.blocks) norm_and_round(row, weights_.blocks[b + 1].attention_norm);
+    });
+}
+
+void Forward::head() {
+    const std::size_t hidden = config_.hidden, count = batch_.wanted.size(), vocabulary = config_.vocabulary;
+    begin_inputs(rows_.normed, count, hidden);
+    each_row(count, [&](std::size_t i) {
+        other_.rms_norm(rows_.x + batch_.wanted[i] * hidden, weights_.final_norm, hidden, config_.epsilon,
+                        rows_.normed + i * hidden);
+        round(i);
+    });
+    multiply(weights_.head, batch_.logits);
+    if (config_.logit_factor == 1 && config_.logit_cap == 0 && !weights_.head.bias) return;
+    member_.share(count, 1, [&](std::size_t i, std::size_t) {
+        float* row = batch_.logits + i * vocabulary;
+        if (weights_.head.bias) add_bias(row, weights_.head.bias, vocabulary);
+        if (config_.logit_factor != 1) other_.scale(row, config_.logit_factor, vocabulary);
+        if (config_.logit_cap != 0) other_.soft_cap(row, config_.logit_cap, vocabulary);
+    });
+}
+
+}  // namespace fewbits::engine

@@ -1,0 +1,85 @@
+// One batch through the blocks, as one of a team of threads sees it: all go through the same steps, and wait for each other where
+// one needs what another has computed.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "../kernels/matmul.h"
+#include "batch.h"
+#include "kv_cache.h"
+#include "model.h"
+#include "scratch.h"
+#include "thread_team.h"
+#include "weights.h"
+
+namespace fewbits::engine {
+
+class Forward {
+public:
+    Forward(const Config& config, const Weights& weights, const KvCache& cache, const Kernels& kernels, Scratch& scratch,
+            const Batch& batch, Member& member)
+        : config_(config), weights_(weights), cache_(cache), matmul_(kernels.matmul), other_(kernels.transformer),
+          scratch_(scratch), batch_(batch), member_(member), alone_(batch.count == 1),
+          rows_(alone_ ? scratch.own[member.index] : scratch.shared) {}
+
+    void run();
+
+private:
+    struct Task;
+
+    void embed(std::size_t row);
+    void attention(std::size_t b);
+    void turn(std::size_t b, std::size_t row);
+    void turn_head(std::size_t b, std::size_t row, std::size_t kv_head);
+    void attend(std::size_t b);
+    void attend_split(std::size_t b, std::size_t chunks);
+    void attend_part(const Task& task, std::size_t b, std::size_t chunk, float* part) const;
+    template <typename PartOf>
+    void finish(const Task& task, PartOf&& part_of);
+    Task task_of(std::size_t b, std::size_t index) const;
+    std::size_t task_count() const;
+
+    void feed_forward(std::size_t b);
+    void experts(const Block& block);
+    void choose_experts(std::size_t row);
+    void expert(const Block& block, std::size_t e);
+    void head();
+
+    // x += result, with a bias and a norm of its own before if there are.
+    void add_residual(std::size_t row, const Linear* biased, const float* after);
+    void activate(std::size_t row, std::size_t size);
+    // The inputs of the next product: `values` [count, columns], of which rows are rounded by `round`.
+    void begin_inputs(const float* values, std::size_t count, std::size_t columns);
+    void round(std::size_t row);
+    void norm_and_round(std::size_t row, const float* weight);
+    // out[n * stride + offset + row] for all parts and the inputs. It ends with all waiting.
+    void multiply(const Part* parts, std::size_t part_count, float* out, std::size_t stride);
+    void multiply(const Linear& linear, float* out);
+
+    // f(row) for all rows: shared, then all wait; or by every thread for itself.
+    template <typename Function>
+    void each_row(std::size_t count, Function&& f) {
+        if (alone_) {
+            for (std::size_t row = 0; row < count; ++row) f(row);
+            return;
+        }
+        member_.share(count, std::max<std::size_t>(1, count / (member_.size * 8)), [&](std::size_t first, std::size_t last) {
+            for (std::size_t row = first; row < last; ++row) f(row);
+        });
+    }
+
+    const Config& config_;
+    const Weights& weights_;
+    const KvCache& cache_;
+    const MatmulKernels& matmul_;
+    const TransformerKernels& other_;
+    Scratch& scratch_;
+    const Batch& batch_;
+    Member& member_;
+    const bool alone_;
+    Rows& rows_;
+    Inputs inputs_;
+};
+
+}  // namespace fewbits::engine

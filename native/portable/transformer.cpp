@@ -1,0 +1,2 @@
+#define FEWBITS_ISA portable
+#include "../kernels/transformer.inc"

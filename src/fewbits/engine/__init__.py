@@ -1,0 +1,1 @@
+"""The native engine: GGUF files, run on the processor."""
