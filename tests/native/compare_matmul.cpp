@@ -54,7 +54,7 @@ std::vector<float> product(const MatmulKernels& kernels, const engine::Matrix& m
     const Inputs inputs = place_inputs(x.data(), count, kColumns, aligned);
     std::vector<float> out(count * kRows);
     kernels.round(inputs, 0, count);
-    kernels.multiply(matrix, inputs, 0, matrix.bands(), out.data(), kRows);
+    kernels.multiply(matrix, inputs, 0, matrix.bands(), out.data(), kRows, false);
     return out;
 }
 
