@@ -1,5 +1,5 @@
-// Instructions of AVX2, FMA and F16C for `matmul.inc`: a vector of 64 bytes or 16 floats is two registers, rows 0 … 7 and
-// 8 … 15.
+// Instructions of AVX2, FMA and F16C for `matmul.inc`, and of AVX-VNNI where the compiler may use those: a vector of 64 bytes
+// or 16 floats is two registers, rows 0 … 7 and 8 … 15.
 #pragma once
 
 #include <cstddef>
@@ -14,8 +14,11 @@ namespace {
 
 constexpr int kTile = 4;    // 8 running dot products in 16 registers
 constexpr int kDirect = 4;
-constexpr bool kRaised = false;     // products of raised codes would overflow 16 bits
-constexpr bool kSignedWide = true;
+#ifdef __AVXVNNI__
+constexpr bool kRaised = true, kSignedWide = false;
+#else
+constexpr bool kRaised = false, kSignedWide = true;  // products of raised codes would overflow 16 bits
+#endif
 
 struct Bytes {
     __m256i a, b;
@@ -69,6 +72,26 @@ inline Rows minus(Rows total, Rows x, float y) {
     return {_mm256_fnmadd_ps(x.a, all, total.a), _mm256_fnmadd_ps(x.b, all, total.b)};
 }
 
+#ifdef __AVXVNNI__
+
+// A running dot product of 16 rows and one input.
+struct Chain {
+    __m256i a, b;
+};
+using Factor = Bytes;
+inline Factor factor(Bytes codes) { return codes; }
+template <bool kSigned, int kLimit, int kStep>
+inline void add(Chain& chain, const Factor& codes, const std::int8_t* quad) {
+    std::int32_t four;
+    std::memcpy(&four, quad, 4);
+    const __m256i x = _mm256_set1_epi32(four);
+    chain.a = _mm256_dpbusd_avx_epi32(chain.a, codes.a, x);
+    chain.b = _mm256_dpbusd_avx_epi32(chain.b, codes.b, x);
+}
+inline Chain start(std::int32_t bias = 0) { return {_mm256_set1_epi32(bias), _mm256_set1_epi32(bias)}; }
+
+#else
+
 // A running dot product of 16 rows and one input: pairs of columns in 16 bits, collected into 32 bits before they overflow.
 struct Chain {
     __m256i short_a, short_b, a, b;
@@ -113,6 +136,9 @@ inline Chain start(std::int32_t = 0) {
     const __m256i zero = _mm256_setzero_si256();
     return {zero, zero, zero, zero};
 }
+
+#endif
+
 inline Rows finished(const Chain& chain) { return {_mm256_cvtepi32_ps(chain.a), _mm256_cvtepi32_ps(chain.b)}; }
 
 inline __m128i eight_halves(const std::uint8_t* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); }

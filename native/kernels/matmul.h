@@ -49,7 +49,10 @@ struct MatmulKernels {
 
 namespace portable { extern const MatmulKernels matmul; }
 namespace avx2 { extern const MatmulKernels matmul; }
+namespace avxvnni { extern const MatmulKernels matmul; }
 namespace avx512vnni { extern const MatmulKernels matmul; }
+namespace neon { extern const MatmulKernels matmul; }
+namespace neon_dotprod { extern const MatmulKernels matmul; }
 
 struct MatmulIsa {
     const char* name;

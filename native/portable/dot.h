@@ -11,7 +11,7 @@ namespace fewbits::FEWBITS_ISA {
 namespace {
 
 constexpr int kTile = 4;
-constexpr int kDirect = 2;
+constexpr int kDirect = 1;
 constexpr bool kRaised = true;
 constexpr bool kSignedWide = false;
 

@@ -1,0 +1,4 @@
+#define FEWBITS_ISA avxvnni
+#include "../avx2/dot.h"
+
+#include "../kernels/matmul.inc"

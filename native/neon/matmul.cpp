@@ -1,0 +1,4 @@
+#define FEWBITS_ISA neon
+#include "dot.h"
+
+#include "../kernels/matmul.inc"
