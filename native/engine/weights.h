@@ -38,6 +38,8 @@ struct Linear {
 struct Part {
     Linear linear;
     std::size_t offset = 0;
+    // Bands from this one on take inputs of twice 8 bits: what they give isn't averaged by what follows.
+    std::size_t fine_from = SIZE_MAX;
 };
 
 struct Block {
@@ -54,7 +56,8 @@ struct Block {
 class Weights {
 public:
     // Throws std::invalid_argument, naming the tensor, where one is missing or has another shape or type than it must have.
-    Weights(const Config& config, const Tensors& tensors, ThreadTeam& team);
+    // `mapped`: the tensors' bytes are of a file's mapping, whose pages are given back as soon as they have been packed.
+    Weights(const Config& config, const Tensors& tensors, ThreadTeam& team, bool mapped);
 
     // A token's row of the embedding, float32 [hidden].
     void embed(std::size_t token, float* out) const;
@@ -62,7 +65,7 @@ public:
 
     std::vector<Block> blocks;
     const float* final_norm = nullptr;
-    Linear head;
+    Part head;
 
 private:
     const TensorView& find(const std::string& name) const;
@@ -72,7 +75,7 @@ private:
     void load_attention(const std::string& prefix, Block& block);
     void load_feed_forward(const std::string& prefix, Block& block);
     void load_experts(const std::string& prefix, Block& block);
-    void pack(ThreadTeam& team);
+    void pack(ThreadTeam& team, bool mapped);
 
     const Config& config_;
     const Tensors& tensors_;

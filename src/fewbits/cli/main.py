@@ -15,6 +15,7 @@ from fewbits.cli.imatrix import imatrix
 from fewbits.cli.inspect import inspect
 from fewbits.cli.plan import plan
 from fewbits.cli.quantize import quantize
+from fewbits.cli.serve import serve
 from fewbits.cli.targets import targets
 from fewbits.cli.verify import verify
 from fewbits.version import __version__
@@ -38,6 +39,7 @@ app.command()(targets)
 app.command()(generate)
 app.command()(chat)
 app.command()(bench)
+app.command()(serve)
 
 
 def _print_version(wanted: bool) -> None:
