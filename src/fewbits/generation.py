@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from fewbits.checkpoint.checkpoint import Checkpoint
     from fewbits.engine.model import Model
     from fewbits.evaluation.language_model import Activations, LanguageModel
+    from fewbits.evaluation.open_models import Runtime
     from fewbits.language_model.text_tokenizer import TextTokenizer
-
-Runtime = Literal["auto", "engine", "transformers"]
 
 # Tokens of the prompt that are decoded with the answer, so that its first word keeps its space.
 _OVERLAP = 8

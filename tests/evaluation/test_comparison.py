@@ -104,7 +104,7 @@ def test_passes_in_slices_are_one_pass(original, monkeypatch):
     model = language_model.load_language_model(open_checkpoint(original))
     tokens = [int(token) for token in np.random.default_rng(0).integers(2, model.vocabulary, 40)]
     whole = list(model.logits(tokens, 20))
-    monkeypatch.setattr(language_model, "_LOGITS", 7 * model.vocabulary)
+    monkeypatch.setattr(language_model, "LOGITS", 7 * model.vocabulary)
 
     sliced = list(model.logits(tokens, 20))
 

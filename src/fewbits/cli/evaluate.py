@@ -15,6 +15,7 @@ from fewbits.cli.progress import TerminalProgress
 
 if TYPE_CHECKING:
     from fewbits.evaluation.language_model import Activations
+    from fewbits.evaluation.open_models import Runtime
 
 KV_CACHE = (
     "Round keys and values as a runtime's cache does, e.g. q8_0, q8_0/q4_0, fp8, int8_per_token_head; float: not at "
@@ -35,6 +36,9 @@ def evaluate(
         str, typer.Option(help="runtime: rounded as llama.cpp does for GGUF files; float: weights alone.")
     ] = "runtime",
     kv_cache: Annotated[str | None, typer.Option(metavar="NAME", help=KV_CACHE)] = None,
+    runtime: Annotated[
+        str, typer.Option(help="engine, transformers, or auto: the engine for GGUF files that it knows.")
+    ] = "auto",
     json_output: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Compare a quantized model with its source: KL divergence, perplexity, top-1 agreement."""
@@ -52,6 +56,7 @@ def evaluate(
                 threads=threads,
                 activations=cast("Activations", activations),  # checked by `compare`
                 kv_cache=kv_cache,
+                runtime=cast("Runtime", runtime),
                 progress=progress,
             )
         sys.stdout.write((json.dumps(asdict(result)) if json_output else result.describe()) + "\n")

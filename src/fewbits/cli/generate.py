@@ -14,7 +14,7 @@ from fewbits.cli.failure import reported
 from fewbits.cli.sampling_options import MinP, RepetitionPenalty, Threads, TopK, TopP
 
 if TYPE_CHECKING:
-    from fewbits.generation import Runtime
+    from fewbits.evaluation.open_models import Runtime
 
 
 def generate(

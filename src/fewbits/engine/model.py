@@ -46,6 +46,12 @@ def load(
     """
     from fewbits.engine.engine import open_engine
 
+    if Path(path).is_dir():
+        raise EngineError(
+            "the engine runs GGUF files",
+            found=f"the directory {path}",
+            action="Make one with fewbits quantize",
+        )
     return Model(open_engine(path, threads=threads, context=context, kv_cache=kv_cache), str(path))
 
 

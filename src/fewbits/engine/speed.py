@@ -157,7 +157,7 @@ def measure(
         seconds_to_first_token=first,
         peak_memory_bytes=peak,
         engine_memory_bytes=held,
-        instruction_set=_native.isa(),
+        instruction_set=_native.packed_isas()[0],
     )
 
 

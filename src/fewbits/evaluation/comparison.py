@@ -18,7 +18,7 @@ import numpy as np
 
 from fewbits.checkpoint.checkpoint import Checkpoint
 from fewbits.errors import EvaluationError
-from fewbits.evaluation.memory import available_memory, require_memory
+from fewbits.evaluation.open_models import open_models
 from fewbits.evaluation.quality import (
     Doubles,
     PositionStatistics,
@@ -28,12 +28,11 @@ from fewbits.evaluation.quality import (
     quality,
 )
 from fewbits.evaluation.text import EvaluationText, read_text
-from fewbits.language_model.packages import require_models_extra
-from fewbits.language_model.threads import torch_threads
 from fewbits.progress import Progress, Silent
 
 if TYPE_CHECKING:
-    from fewbits.evaluation.language_model import Activations, LanguageModel
+    from fewbits.evaluation.language_model import Activations
+    from fewbits.evaluation.open_models import AnyModel, Runtime
 
 _SMALLEST_CONTEXT = 4
 # Share of token ids whose strings may differ between two vocabularies that are otherwise one: converters
@@ -54,6 +53,8 @@ class Evaluation(Quality):
         quantized: path of the quantized model.
         activations: of the quantized model: ``runtime`` (rounded as llama.cpp does) or ``float``.
         activations_reference: of the original.
+        runtime: what ran the quantized model: ``engine`` (our own) or ``transformers``.
+        runtime_reference: what ran the original.
         kv_cache: how the quantized model's keys and values were kept; ``float``: not rounded.
         kv_cache_bytes: bytes that its cache keeps of a token; 0 where it isn't rounded.
         kv_cache_bytes_f16: what they would be in float16.
@@ -70,6 +71,8 @@ class Evaluation(Quality):
     quantized: str
     activations: str
     activations_reference: str
+    runtime: str
+    runtime_reference: str
     kv_cache: str
     kv_cache_bytes: float
     kv_cache_bytes_f16: float
@@ -90,6 +93,7 @@ class Evaluation(Quality):
             ("text", f"{self.text}, SHA-256 {self.text_sha256[:12]}…"),
             ("scored", f"{self.tokens} tokens in {self.chunks} chunks of {self.context}"),
             ("activations", f"{self.activations}; of the original: {self.activations_reference}"),
+            ("run by", f"{self.runtime}; the original: {self.runtime_reference}"),
             ("key-value cache", self._describe_cache()),
         )
         return "\n".join(f"{name:<18} {value}" for name, value in rows)
@@ -110,6 +114,7 @@ def evaluate(
     threads: int | None = None,
     activations: Activations = "runtime",
     kv_cache: str | None = None,
+    runtime: Runtime = "auto",
     progress: Progress | None = None,
 ) -> Evaluation:
     """Compare a quantized model's predictions with its source's; see quality.py for the definitions.
@@ -120,34 +125,31 @@ def evaluate(
         text: UTF-8 file; None for a text that comes with Python.
         context: tokens per chunk.
         chunks: chunks to score; fewer if the text is shorter.
-        threads: CPU threads; None for PyTorch's choice.
+        threads: CPU threads; None for all cores.
         activations: ``runtime`` rounds the inputs of a GGUF file's linear maps as llama.cpp does, ``float``
             evaluates its weights alone. Both models alike.
         kv_cache: how the quantized model keeps keys and values, as ``q8_0`` or ``q8_0/q4_0`` (see kv_cache.py),
             ``float`` for not rounded; None for what its config says, else not rounded. The original's never are.
+        runtime: ``engine``, ``transformers``, or ``auto``: the engine for GGUF files that it knows, where activations
+            are those of the runtime and keys and values aren't rounded.
         progress: told of chunks done and the mean KL divergence so far.
 
     Raises:
+        EngineError: the engine can't run a model, and was asked for.
         EvaluationError: the models or the text can't be compared, or memory is short.
         CheckpointError: a model can't be read.
-        MissingExtraError: torch or transformers isn't installed.
+        MissingExtraError: torch or transformers isn't installed, and the engine doesn't know a model.
     """
     started = time.monotonic()
     progress = progress or Silent()
-    _require_settings(context, chunks, activations)
+    _require_settings(context, chunks, threads, activations, runtime)
     passage = read_text(text)
-    require_models_extra("evaluating a model")
     from fewbits.checkpoint.source import open_checkpoint
 
     checkpoints = open_checkpoint(quantized), open_checkpoint(against)
     _refuse_calibration_text(checkpoints[0], passage)
-    require_memory(checkpoints, available_memory())
-    from fewbits.evaluation.language_model import load_language_model  # torch: seconds, and only now
-
-    with torch_threads(threads):
-        model = load_language_model(checkpoints[0], activations, kv_cache)
+    with open_models(checkpoints, context, threads, activations, kv_cache, runtime) as (model, reference):
         sizes = (0.0, 0.0) if model.kv_cache is None else model.cache_bytes()
-        reference = load_language_model(checkpoints[1], activations)
         pieces = _chunks(reference, passage, context, chunks)
         _require_same_vocabulary(model, reference, pieces)
         positions, without = _compare(model, reference, pieces, progress)
@@ -161,6 +163,8 @@ def evaluate(
         quantized=str(quantized),
         activations=model.activations,
         activations_reference=reference.activations,
+        runtime=model.runtime,
+        runtime_reference=reference.runtime,
         kv_cache="float" if model.kv_cache is None else model.kv_cache.name,
         kv_cache_bytes=sizes[0],
         kv_cache_bytes_f16=sizes[1],
@@ -169,7 +173,7 @@ def evaluate(
     )
 
 
-def _require_settings(context: int, chunks: int, activations: str) -> None:
+def _require_settings(context: int, chunks: int, threads: int | None, activations: str, runtime: str) -> None:
     if context < _SMALLEST_CONTEXT:
         raise EvaluationError(
             "the context is too short", found=context, allowed=f"{_SMALLEST_CONTEXT} or more"
@@ -180,6 +184,10 @@ def _require_settings(context: int, chunks: int, activations: str) -> None:
         )
     if activations not in ("runtime", "float"):
         raise EvaluationError("unknown activations", found=repr(activations), allowed="runtime, float")
+    if runtime not in ("auto", "engine", "transformers"):
+        raise EvaluationError("unknown runtime", found=repr(runtime), allowed="auto, engine, transformers")
+    if threads is not None and threads < 1:
+        raise EvaluationError("there must be a thread to run on", found=threads, allowed="1 or more")
 
 
 def _refuse_calibration_text(checkpoint: Checkpoint, passage: EvaluationText) -> None:
@@ -197,7 +205,7 @@ def _provenance(checkpoint: Checkpoint) -> Mapping[str, Any]:
     return {**checkpoint.config, **checkpoint.metadata}
 
 
-def _chunks(reference: LanguageModel, passage: EvaluationText, context: int, chunks: int) -> list[list[int]]:
+def _chunks(reference: AnyModel, passage: EvaluationText, context: int, chunks: int) -> list[list[int]]:
     """Token ids of each chunk, before the first is replaced by the beginning-of-text token."""
     limit = reference.context_limit
     if limit is not None and context > limit:
@@ -221,7 +229,7 @@ def _chunks(reference: LanguageModel, passage: EvaluationText, context: int, chu
     return [ids[i * context : (i + 1) * context] for i in range(count)]
 
 
-def _require_same_vocabulary(model: LanguageModel, reference: LanguageModel, chunks: list[list[int]]) -> None:
+def _require_same_vocabulary(model: AnyModel, reference: AnyModel, chunks: list[list[int]]) -> None:
     if model.vocabulary != reference.vocabulary:
         raise EvaluationError(
             f"{model.name} and {reference.name} have different vocabularies",
@@ -244,7 +252,7 @@ def _require_same_vocabulary(model: LanguageModel, reference: LanguageModel, chu
 
 
 def _compare(
-    model: LanguageModel, reference: LanguageModel, chunks: list[list[int]], progress: Progress
+    model: AnyModel, reference: AnyModel, chunks: list[list[int]], progress: Progress
 ) -> tuple[PositionStatistics, float | None]:
     """Statistics of all positions, and the mean KL divergence without rounding of keys and values, if there is any."""
     progress.stage("evaluate", len(chunks), "chunks")

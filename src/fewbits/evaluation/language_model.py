@@ -31,6 +31,7 @@ from fewbits.evaluation.activations import (
     Rounding,
     RuntimeActivations,
 )
+from fewbits.evaluation.engine_model import LOGITS
 from fewbits.evaluation.kv_cache import FLOAT, CacheScheme
 from fewbits.evaluation.stored_kv_cache import scheme_of
 from fewbits.language_model.text_tokenizer import TextTokenizer, open_tokenizer
@@ -42,9 +43,6 @@ from fewbits.language_model.transformers_model import (
 
 Activations: TypeAlias = Literal["runtime", "float"]
 Floats: TypeAlias = npt.NDArray[np.float32]
-
-# Logits held at once by one model: 128 MB.
-_LOGITS = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,7 @@ class LanguageModel:
         context_limit: tokens the model is made for, or None where its files don't say.
         activations: ``runtime`` if linear maps round their inputs as the model's runtime does, else ``float``.
         kv_cache: how keys and values are rounded on their way into the cache; None: not at all.
+        runtime: always ``transformers``.
     """
 
     name: str
@@ -68,6 +67,7 @@ class LanguageModel:
     _model: Any
     _roundings: Mapping[int, Rounding]
     kv_cache: CacheScheme | None = None
+    runtime: str = "transformers"
 
     def forward(self, tokens: Sequence[int], cache: Any, keep: int) -> tuple[Tensor, Any]:
         """Run tokens that follow those in `cache` (None: from the start).
@@ -135,7 +135,7 @@ class LanguageModel:
 
         Pieces hold at most 128 MB; each pass goes on from the key-value cache of the passes before.
         """
-        step = max(1, _LOGITS // self.vocabulary)
+        step = max(1, LOGITS // self.vocabulary)
         if self._model._is_stateful:  # state-space layers continue a cache one token at a time only
             step = len(tokens)
         cache: Any = None
