@@ -1,7 +1,6 @@
-// Which matrix products this processor runs, and Python's view of them, for tests and benchmarks.
+// Python's view of the matrix products, for tests and benchmarks.
 #include "kernels/matmul.h"
 
-#include <cstdlib>
 #include <string>
 
 #include <nanobind/stl/string.h>
@@ -14,24 +13,6 @@ namespace nb = nanobind;
 namespace fewbits {
 
 namespace {
-
-std::vector<MatmulIsa> found_isas() {
-    const char* asked = std::getenv("FEWBITS_ISA");
-    const std::string limit = asked ? asked : "";
-    std::vector<MatmulIsa> found;
-#ifdef FEWBITS_X86
-    __builtin_cpu_init();
-    const bool with_avx2 =
-        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    const bool with_avx512 = with_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
-    if (with_avx512 && __builtin_cpu_supports("avx512vnni") && limit != "avx2" && limit != "portable")
-        found.push_back({"avx512vnni", avx512vnni::matmul, avx512vnni::transformer});
-    if (with_avx2 && limit != "portable") found.push_back({"avx2", avx2::matmul, avx2::transformer});
-#endif
-    found.push_back({"portable", portable::matmul, portable::transformer});
-    return found;
-}
 
 const MatmulKernels& kernels_of(const std::string& name) {
     for (const MatmulIsa& isa : matmul_isas())
@@ -87,11 +68,6 @@ class Packed {
 };
 
 }  // namespace
-
-const std::vector<MatmulIsa>& matmul_isas() {
-    static const std::vector<MatmulIsa> found = found_isas();
-    return found;
-}
 
 void bind_matmul(nb::module_& module) {
     module.def("packed_isas", [] {
