@@ -3,12 +3,16 @@
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from hypothesis import settings
 
 from model_files import SENTENCES, write_tokenizer
+
+if TYPE_CHECKING:
+    from serving_model import ServedModel
 
 # The machine may be busy, and a failure must be the same one for everybody.
 settings.register_profile("fewbits", deadline=None, derandomize=True)
@@ -74,6 +78,14 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def narrow_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One whose rows of 192 are no multiple of 256."""
     return write_llama(tmp_path_factory.mktemp("models") / "narrow-llama", hidden=192, ffn=320, seed=1)
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> "ServedModel":
+    """A tiny model with a chat template as a GGUF file, to be served."""
+    from serving_model import write_served_model
+
+    return write_served_model(tmp_path_factory.mktemp("served"))
 
 
 @pytest.fixture(scope="session")

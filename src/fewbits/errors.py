@@ -13,7 +13,10 @@ FewbitsError                 exit status 2
 ├── RuntimeFailedError       a runtime can't be started, or can't run what was written
 ├── ResumeError              work left by an earlier run is damaged
 ├── VerificationError        what was written doesn't read back as what was meant
+├── EngineError              a model, a token or an option that the engine can't run
 ├── EvaluationError          models or texts that can't be compared
+├── ServingError             the server can't listen, or takes no more work for now
+│   └── RequestError         a request to the server that it refuses
 └── MissingExtraError        an optional package that this command needs isn't installed
 """
 
@@ -93,6 +96,39 @@ class EngineError(FewbitsError):
 
 class EvaluationError(FewbitsError):
     """The models or the text can't be compared."""
+
+
+class ServingError(FewbitsError):
+    """The server can't be started, or can't take what it was sent."""
+
+
+class RequestError(ServingError):
+    """A request that the server refuses, with what OpenAI's clients are told of it.
+
+    Attributes:
+        status: of HTTP.
+        kind: ``error.type`` of the answer.
+        code: ``error.code``, or None.
+        param: ``error.param``, the part of the request that is wrong, or None.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        found: object = None,
+        allowed: object = None,
+        action: str = "",
+        status: int = 400,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+    ) -> None:
+        super().__init__(what, found=found, allowed=allowed, action=action)
+        self.status = status
+        self.kind = kind
+        self.code = code
+        self.param = param
 
 
 class MissingExtraError(FewbitsError):

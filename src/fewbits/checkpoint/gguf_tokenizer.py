@@ -6,8 +6,10 @@ llama.cpp would measure.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from fewbits.checkpoint.pre_tokenizers import PreTokenizer, pre_tokenizer_named, steps_json
@@ -28,6 +30,13 @@ END_TEXTS = frozenset(
         "<｜end▁of▁sentence｜>",  # noqa: RUF001 - DeepSeek's
     )
 )
+_BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")
+# GPT-2's letters for bytes: printable Latin-1 stands for itself, the rest for letters from U+0100 on.
+_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+_BYTE_OF_LETTER = {chr(byte): byte for byte in _PRINTABLE} | {
+    chr(0x100 + i): byte for i, byte in enumerate(_OTHERS)
+}
 # gpt-oss writes its structure with these, so llama.cpp shows them and finds them in every text.
 ALWAYS_SHOWN = frozenset(("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"))
 
@@ -38,6 +47,7 @@ class GgufTokenizer:
 
     Attributes:
         tokenizer: a `tokenizers.Tokenizer` without post-processor; it never adds tokens by itself.
+        byte_level: letters of its tokens stand for bytes (GPT-2's way); else ▁ is a space, and <0xXX> a byte.
         bos_id: put before a text when `add_bos`; None if the file has none.
         eos_id: put after a text when `add_eos`; None if the file has none.
         eos_ids: every token that ends generation.
@@ -46,6 +56,7 @@ class GgufTokenizer:
     """
 
     tokenizer: Any
+    byte_level: bool
     bos_id: int | None
     eos_id: int | None
     eos_ids: frozenset[int]
@@ -63,7 +74,9 @@ class GgufTokenizer:
             parse_special: take control tokens such as ``<|im_end|>`` in the text for what they are, else
                 for plain letters. User-defined tokens are found either way.
         """
-        self.tokenizer.encode_special_tokens = not parse_special
+        if self.tokenizer.encode_special_tokens == parse_special:
+            # Set only when it differs: setting is what other threads can't encode beside.
+            self.tokenizer.encode_special_tokens = not parse_special
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         if add_special and self.add_bos and self.bos_id is not None:
             ids = [self.bos_id, *ids]
@@ -75,6 +88,30 @@ class GgufTokenizer:
         """Text of token ids, control tokens left out unless `skip_special` is False."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=skip_special)
         return text
+
+    def token_bytes(self, token: int) -> bytes:
+        """What a token adds to a text, maybe a part of a character: UTF-8; of control tokens nothing.
+
+        A text's bytes are its tokens' bytes in a row, but for the space that SentencePiece puts before a text.
+        """
+        if token in self._control_ids:
+            return b""
+        piece: str | None = self.tokenizer.id_to_token(token)
+        if piece is None:  # the embedding may have more rows than the vocabulary
+            return b""
+        if self.byte_level:
+            if all(letter in _BYTE_OF_LETTER for letter in piece):
+                return bytes(_BYTE_OF_LETTER[letter] for letter in piece)
+        elif _BYTE_PIECE.fullmatch(piece):
+            return bytes.fromhex(piece[3:5])
+        else:
+            piece = piece.replace(SPACE, " ")
+        return piece.encode("utf-8", "replace")
+
+    @cached_property
+    def _control_ids(self) -> frozenset[int]:
+        added = self.tokenizer.get_added_tokens_decoder()
+        return frozenset(token for token, entry in added.items() if entry.special)
 
 
 def tokenizer_from_metadata(metadata: Mapping[str, Any]) -> GgufTokenizer:
@@ -91,13 +128,14 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any]) -> GgufTokenizer:
     if len(types) < len(texts):
         raise CheckpointError("a GGUF file lacks token types", found=len(types), allowed=len(texts))
     types = [_type_in_use(text, value) for text, value in zip(texts, types, strict=False)]
+    byte_level = False
     if kind == "llama":
         tokenizer = _from_scores(metadata, texts, types)
         adds_bos = True
     elif kind in ("gpt2", "gemma4"):
         pre_tokenizer = _pre_tokenizer(metadata, kind)
         tokenizer = _from_merges(metadata, texts, pre_tokenizer)
-        adds_bos = pre_tokenizer.adds_bos
+        adds_bos, byte_level = pre_tokenizer.adds_bos, pre_tokenizer.byte_level
     else:
         raise ArchitectureError(
             "fewbits can't build this kind of tokenizer from a GGUF file",
@@ -108,6 +146,7 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any]) -> GgufTokenizer:
     eos_id = metadata.get("tokenizer.ggml.eos_token_id")
     return GgufTokenizer(
         tokenizer=tokenizer,
+        byte_level=byte_level,
         bos_id=metadata.get("tokenizer.ggml.bos_token_id", 1 if kind == "llama" else None),
         eos_id=eos_id if eos_id is not None or kind != "llama" else 2,
         eos_ids=_end_ids(metadata, texts, eos_id),

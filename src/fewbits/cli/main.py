@@ -6,6 +6,8 @@ import sys
 
 import typer
 
+from fewbits.cli.bench import bench
+from fewbits.cli.chat import chat
 from fewbits.cli.evaluate import evaluate
 from fewbits.cli.export import export
 from fewbits.cli.generate import generate
@@ -13,6 +15,7 @@ from fewbits.cli.imatrix import imatrix
 from fewbits.cli.inspect import inspect
 from fewbits.cli.plan import plan
 from fewbits.cli.quantize import quantize
+from fewbits.cli.serve import serve
 from fewbits.cli.targets import targets
 from fewbits.cli.verify import verify
 from fewbits.version import __version__
@@ -34,6 +37,9 @@ app.command()(evaluate)
 app.command()(verify)
 app.command()(targets)
 app.command()(generate)
+app.command()(chat)
+app.command()(bench)
+app.command()(serve)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,154 @@
+"""One prompt on its way to becoming an answer, and what is told of it meanwhile.
+
+V: vocabulary. Knows no network and no engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fewbits.engine.text_stream import TextStream
+
+_LEAST_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's value for it
+FinishReason = Literal["stop", "length"]
+
+
+class TokenSampler(Protocol):
+    """Chooses the next token."""
+
+    def choose(self, logits: npt.NDArray[np.float32], recent: npt.NDArray[np.int32]) -> int:
+        """A token by logits float32 [V]; `recent` are the last tokens, oldest first, for the penalty."""
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token that was written, with natural logarithms of probabilities before sampling changed them.
+
+    Attributes:
+        top: the most likely tokens in its place with theirs, best first; as many as were asked for.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that is new and certain, and the tokens since the last piece, if their logprobs were asked for."""
+
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The answer is whole.
+
+    Attributes:
+        reason: ``stop`` at an end token or stop string, ``length`` at the limit or at the end of the context.
+        prompt_tokens: tokens that the answer follows.
+        cached_tokens: those of them whose keys and values were there already.
+        written_tokens: tokens of the answer; the one that ended it isn't counted.
+    """
+
+    reason: FinishReason
+    prompt_tokens: int
+    cached_tokens: int
+    written_tokens: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The answer can't go on; this is why."""
+
+    error: Exception
+
+
+Event = Piece | Finished | Failed
+
+
+@dataclass(eq=False)
+class Completion:
+    """A prompt, how it is to be continued, and how far that is. The scheduler's thread owns it.
+
+    Attributes:
+        prompt: token ids, at least one.
+        limit: tokens to write at most, at least one.
+        sampler: chooses tokens.
+        text: makes text of them.
+        end_ids: tokens that end an answer.
+        top_logprobs: how many likely tokens are told with each token; None: no logprobs.
+        recent: how many of the last tokens the sampler is shown.
+        on_event: called in the scheduler's thread; must not block.
+        cancelled: nobody waits for it any more.
+        tokens: the prompt and what has been written.
+        fed: how many of them the engine holds.
+        cached: how many it held before.
+    """
+
+    prompt: Sequence[int]
+    limit: int
+    sampler: TokenSampler
+    text: TextStream
+    end_ids: frozenset[int]
+    on_event: Callable[[Event], None]
+    top_logprobs: int | None = None
+    recent: int = 0
+    cancelled: bool = False
+    tokens: list[int] = field(init=False)
+    fed: int = 0
+    cached: int = 0
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.prompt)
+
+    @property
+    def pending(self) -> int:
+        """Tokens that the engine hasn't been fed; 1 while writing."""
+        return len(self.tokens) - self.fed
+
+    @property
+    def written(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self.tokens) - len(self.prompt)
+
+    def write(self, logits: npt.NDArray[np.float32]) -> bool:
+        """Choose the next token by logits float32 [V] and tell of it; True when the answer is whole."""
+        recent = np.array(self.tokens[max(0, len(self.tokens) - self.recent) :], np.int32)
+        token = self.sampler.choose(logits, recent)
+        if token in self.end_ids:
+            return self._finish("stop", "", ())
+        self.tokens.append(token)
+        logprobs = () if self.top_logprobs is None else (token_logprob(logits, token, self.top_logprobs),)
+        text = self.text.add(token)
+        if self.text.stopped_by is not None:
+            return self._finish("stop", text, logprobs)
+        if self.written == self.limit:
+            return self._finish("length", text, logprobs)
+        if text or logprobs:
+            self.on_event(Piece(text, logprobs))
+        return False
+
+    def _finish(self, reason: FinishReason, text: str, logprobs: tuple[TokenLogprob, ...]) -> bool:
+        text += self.text.finish()
+        if text or logprobs:
+            self.on_event(Piece(text, logprobs))
+        self.on_event(Finished(reason, len(self.prompt), self.cached, self.written))
+        return True
+
+
+def token_logprob(logits: npt.NDArray[np.float32], token: int, top: int) -> TokenLogprob:
+    """Logprobs of a token and of the `top` most likely ones, from logits float32 [V]."""
+    shifted = logits.astype(np.float64) - logits.max()
+    logprobs = np.maximum(shifted - np.log(np.exp(shifted).sum()), _LEAST_LOGPROB)
+    count = min(top, len(logits))
+    best = np.argpartition(-logits, count - 1)[:count] if count else np.empty(0, np.int64)
+    best = best[np.lexsort((best, -logits[best]))]
+    likely = tuple((int(index), float(logprobs[index])) for index in best)
+    return TokenLogprob(token, float(logprobs[token]), likely)
