@@ -24,7 +24,7 @@ class Choices {
         return found;
     }
     // 0 … count - 1
-    std::size_t below(std::size_t count) { return (count > 256 ? word() : byte()) % count; }
+    std::size_t below(std::size_t count) { return (count > 256 ? word() : byte()) % std::max<std::size_t>(1, count); }
     std::size_t between(std::size_t least, std::size_t most) { return least + below(most - least + 1); }
     // Whether something rare happens.
     bool rarely() { return byte() > 250; }
