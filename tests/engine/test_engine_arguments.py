@@ -13,7 +13,9 @@ from fewbits.errors import EngineError
 from smoke import VOCABULARY, write_model
 
 WILD = st.one_of(
-    st.integers(-2, VOCABULARY + 1), st.integers(-(2**63), 2**63 - 1), st.sampled_from([2**31, 2**32, 2**40 + 1])
+    st.integers(-2, VOCABULARY + 1),
+    st.integers(-(2**63), 2**63 - 1),
+    st.sampled_from([2**31, 2**32, 2**40 + 1]),
 )
 SLOTS, TOKENS = st.integers(0, 1), st.integers(0, VOCABULARY - 1)
 
@@ -105,7 +107,9 @@ def test_a_cache_that_there_is_no_memory_for_is_refused(model):
         "print(open_engine(sys.argv[1], threads=1, context=64).step([0], [1], [0]).shape)\n"
     )
 
-    ran = subprocess.run([sys.executable, "-c", script, str(model)], capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", script, str(model)], capture_output=True, text=True, check=True
+    )
 
     # Two blocks of 64 numbers, keys and values of 2 bytes: 512 bytes a position.
     assert "16.0 GiB for keys and values" in ran.stdout
@@ -125,6 +129,8 @@ def test_more_threads_than_the_system_starts_are_refused(model):
         "    print(error)\n"
     )
 
-    ran = subprocess.run([sys.executable, "-c", script, str(model)], capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", script, str(model)], capture_output=True, text=True, check=True
+    )
 
     assert "threads, not 5000" in ran.stdout

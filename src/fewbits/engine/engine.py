@@ -179,7 +179,7 @@ def _integers(numbers: Numbers) -> npt.NDArray[np.int32]:
     array = np.asarray(numbers)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ValueError("tokens, sequences and wanted places must be lists of integers")
-    if array.size and not (-(1 << 31) <= array.min() and array.max() < 1 << 31):
+    if array.size and not (array.min() >= -(1 << 31) and array.max() < 1 << 31):
         raise ValueError("a number of more than 32 bits")
     return np.ascontiguousarray(array, np.int32)
 
