@@ -1,6 +1,7 @@
 # make demo   a real model quantized, compared and run, from nothing, in .venv
 # make test   every test, in .venv
 # make test-runtimes   every runtime in an environment of its own, and docs/targets.md
+# make fuzz   what reads files in C++ on arbitrary bytes, for ten minutes
 # make lint   formatting, lint, types, generated docs
 # make fix    apply formatting and safe lint fixes
 
@@ -9,8 +10,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 THREADS ?= 2
+FUZZ_SECONDS ?= 600
 
-.PHONY: demo test test-runtimes lint fix install docs clean
+.PHONY: demo test test-runtimes fuzz lint fix install docs clean
 
 NATIVE := CMakeLists.txt $(wildcard native/*.cpp native/*/*)
 
@@ -37,6 +39,9 @@ test: $(VENV)/installed-dev
 
 test-runtimes: $(VENV)/installed-dev
 	$(BIN)/python tests_runtimes/run.py $(RUNTIMES)
+
+fuzz: $(VENV)/installed-dev
+	FEWBITS_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest -o timeout=0 tests/fuzz/test_native_fuzz.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check

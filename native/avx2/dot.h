@@ -2,6 +2,7 @@
 // or 16 floats is two registers, rows 0 … 7 and 8 … 15.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -178,7 +179,7 @@ inline std::int32_t sum_of(__m256i x) {
     return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xB1)));
 }
 
-// 32 numbers as codes -127 … 127, what one step of the codes is worth, and the codes' sums by halves.
+// 32 numbers as codes -127 … 127, what one step of the codes is worth (NaN where one isn't finite), and the codes' sums by halves.
 inline float round_block(const float* x, std::int8_t* codes, std::int32_t (&sums)[2]) {
     __m256 part[4], most = _mm256_setzero_ps();
     const __m256 sign = _mm256_set1_ps(-0.0f);
@@ -191,14 +192,19 @@ inline float round_block(const float* x, std::int8_t* codes, std::int32_t (&sums
     const float peak = _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
     const __m256 steps = _mm256_set1_ps(peak > 1e-30f ? 127.0f / peak : 0.0f);
     __m256i rounded[4];
-    for (int i = 0; i < 4; ++i) rounded[i] = _mm256_cvtps_epi32(_mm256_mul_ps(part[i], steps));
+    __m256 finite = _mm256_castsi256_ps(_mm256_set1_epi32(-1));
+    for (int i = 0; i < 4; ++i) {
+        const __m256 code = _mm256_mul_ps(part[i], steps), ordered = _mm256_cmp_ps(code, code, _CMP_ORD_Q);
+        finite = _mm256_and_ps(finite, ordered);
+        rounded[i] = _mm256_cvtps_epi32(_mm256_and_ps(code, ordered));
+    }
     sums[0] = sum_of(_mm256_add_epi32(rounded[0], rounded[1]));
     sums[1] = sum_of(_mm256_add_epi32(rounded[2], rounded[3]));
     // Packing works in halves of registers: 4 columns each of 0 1 2 3 0 1 2 3.
     const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(rounded[0], rounded[1]), _mm256_packs_epi32(rounded[2], rounded[3]));
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes), _mm256_permutevar8x32_epi32(packed, order));
-    return peak / 127.0f;
+    return _mm256_movemask_ps(finite) == 0xFF ? peak / 127.0f : NAN;
 }
 
 }  // namespace

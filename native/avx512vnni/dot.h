@@ -1,6 +1,7 @@
 // Instructions of AVX-512 VNNI for `matmul.inc`: a vector of 64 bytes or 16 floats is one register.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
@@ -78,17 +79,19 @@ inline Rows exponents(const std::uint8_t* from) {
 
 inline void prefetch(const std::uint8_t* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0); }
 
-// 32 numbers as codes -127 … 127, what one step of the codes is worth, and the codes' sums by halves.
+// 32 numbers as codes -127 … 127, what one step of the codes is worth (NaN where one isn't finite), and the codes' sums by halves.
 inline float round_block(const float* x, std::int8_t* codes, std::int32_t (&sums)[2]) {
     const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
     const float peak = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
     const __m512 steps = _mm512_set1_ps(peak > 1e-30f ? 127.0f / peak : 0.0f);
-    const __m512i first = _mm512_cvtps_epi32(_mm512_mul_ps(a, steps)), second = _mm512_cvtps_epi32(_mm512_mul_ps(b, steps));
+    const __m512 c = _mm512_mul_ps(a, steps), d = _mm512_mul_ps(b, steps);
+    const __mmask16 of_c = _mm512_cmp_ps_mask(c, c, _CMP_ORD_Q), of_d = _mm512_cmp_ps_mask(d, d, _CMP_ORD_Q);
+    const __m512i first = _mm512_maskz_cvtps_epi32(of_c, c), second = _mm512_maskz_cvtps_epi32(of_d, d);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), _mm512_cvtepi32_epi8(first));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + 16), _mm512_cvtepi32_epi8(second));
     sums[0] = _mm512_reduce_add_epi32(first);
     sums[1] = _mm512_reduce_add_epi32(second);
-    return peak / 127.0f;
+    return (of_c & of_d) == 0xFFFF ? peak / 127.0f : NAN;
 }
 
 }  // namespace

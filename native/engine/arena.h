@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <stdexcept>
@@ -12,6 +14,17 @@
 #include <sys/mman.h>
 #else
 #include <cstdlib>
+#endif
+
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define FEWBITS_ADDRESS_SANITIZER
+#endif
+#elif defined(__SANITIZE_ADDRESS__)
+#define FEWBITS_ADDRESS_SANITIZER
+#endif
+#ifdef FEWBITS_ADDRESS_SANITIZER
+#include <sanitizer/asan_interface.h>
 #endif
 
 namespace fewbits::engine {
@@ -28,13 +41,26 @@ inline void give_back(const std::uint8_t* from, std::size_t bytes) {
 #endif
 }
 
+// Says what there was no room for.
+class OutOfMemory : public std::bad_alloc {
+public:
+    OutOfMemory(const char* what, double bytes) { std::snprintf(text_, sizeof text_, "%.1f GiB for %s", bytes / (1 << 30), what); }
+    const char* what() const noexcept override { return text_; }
+
+private:
+    char text_[80];
+};
+
 class Arena {
 public:
     Arena() = default;
     // Throws std::bad_alloc. `large_pages` for what is read whole and often.
     explicit Arena(std::size_t bytes, bool large_pages) : bytes_(bytes) {
         if (!bytes) return;
-#if defined(__unix__) || defined(__APPLE__)
+#ifdef FEWBITS_ADDRESS_SANITIZER
+        if (bytes >> 30) throw std::bad_alloc();
+        void* found = std::memset(::operator new(bytes, std::align_val_t{64}), 0, bytes);
+#elif defined(__unix__) || defined(__APPLE__)
         void* found = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (found == MAP_FAILED) throw std::bad_alloc();
 #if defined(MADV_HUGEPAGE)
@@ -61,10 +87,21 @@ public:
     std::uint8_t* data() const { return data_; }
     std::size_t bytes() const { return bytes_; }
 
+    // Between arrays in an arena, for the address sanitizer: bytes that nobody may touch, from `begin` to `end`.
+#ifdef FEWBITS_ADDRESS_SANITIZER
+    static constexpr std::size_t kFence = 64;
+    void fence(std::size_t begin, std::size_t end) const { ASAN_POISON_MEMORY_REGION(data_ + begin, end - begin); }
+#else
+    static constexpr std::size_t kFence = 0;
+    void fence(std::size_t, std::size_t) const {}
+#endif
+
 private:
     void release() {
         if (!data_) return;
-#if defined(__unix__) || defined(__APPLE__)
+#ifdef FEWBITS_ADDRESS_SANITIZER
+        ::operator delete(data_, std::align_val_t{64});
+#elif defined(__unix__) || defined(__APPLE__)
         munmap(data_, bytes_);
 #else
         std::free(data_);

@@ -24,6 +24,8 @@ public:
           rows_(alone_ ? scratch.own[member.index] : scratch.shared) {}
 
     void run();
+    // Numbers of `Scratch::parts` that a batch needs.
+    static std::size_t parts_of(const Config& config, const Batch& batch, std::size_t threads);
 
 private:
     struct Task;
@@ -38,7 +40,6 @@ private:
     template <typename PartOf>
     void finish(const Task& task, PartOf&& part_of);
     Task task_of(std::size_t b, std::size_t index) const;
-    std::size_t task_count() const;
 
     void feed_forward(std::size_t b);
     void experts(const Block& block);

@@ -20,12 +20,28 @@ std::size_t group_size(const Config& config) { return config.heads / config.kv_h
 // Groups of more heads than a call takes are split.
 std::size_t splits(const Config& config) { return (group_size(config) + kAttendRows - 1) / kAttendRows; }
 
+std::size_t tasks_of(const Config& config, const Batch& batch) { return batch.groups.size() * config.kv_heads * splits(config); }
+
+// Stretches of the longest sequence.
+std::size_t chunks_of(const Batch& batch) {
+    std::size_t chunks = 0;
+    for (const QueryRows& rows : batch.groups)
+        chunks = std::max(chunks, (batch.position[rows.row] + rows.count + kChunk - 1) / kChunk);
+    return chunks;
+}
+
+// Few tasks over a long context are split along it; that changes who computes, not what.
+bool are_split(std::size_t tasks, std::size_t chunks, std::size_t threads) { return tasks < 4 * threads && chunks >= 2; }
+
 // Partial results of one stretch: peaks, sums and outs of all queries of a task.
 std::size_t part_size(const Config& config) { return kAttendRows * (2 + config.padded_head()); }
 
 }  // namespace
 
-std::size_t Forward::task_count() const { return batch_.groups.size() * config_.kv_heads * splits(config_); }
+std::size_t Forward::parts_of(const Config& config, const Batch& batch, std::size_t threads) {
+    const std::size_t tasks = tasks_of(config, batch), chunks = chunks_of(batch);
+    return are_split(tasks, chunks, threads) ? tasks * chunks * part_size(config) : 0;
+}
 
 Forward::Task Forward::task_of(std::size_t b, std::size_t index) const {
     const std::size_t parts = splits(config_), per_group = config_.kv_heads * parts;
@@ -77,13 +93,9 @@ void Forward::turn_head(std::size_t b, std::size_t row, std::size_t kv_head) {
 }
 
 void Forward::attend(std::size_t b) {
-    const std::size_t tasks = task_count();
-    std::size_t chunks = 0;
-    for (const QueryRows& rows : batch_.groups)
-        chunks = std::max(chunks, (batch_.position[rows.row] + rows.count + kChunk - 1) / kChunk);
+    const std::size_t tasks = tasks_of(config_, batch_), chunks = chunks_of(batch_);
     const Block& block = weights_.blocks[b];
-    // Few tasks over a long context are split along it; that changes who computes, not what.
-    const bool split = tasks < 4 * member_.size && chunks >= 2;
+    const bool split = are_split(tasks, chunks, member_.size);
     // A single row's heads need nothing of each other, unless there are norms over all of them.
     const bool separate = alone_ && !split && splits(config_) == 1 && block.query_norm_size <= config_.head_size &&
                           std::none_of(block.qkv.begin(), block.qkv.end(), [](const Part& p) { return p.linear.bias; });
@@ -105,9 +117,7 @@ void Forward::attend(std::size_t b) {
 }
 
 void Forward::attend_split(std::size_t b, std::size_t chunks) {
-    const std::size_t size = part_size(config_), tasks = task_count();
-    if (member_.index == 0) scratch_.parts.resize(std::max(scratch_.parts.size(), tasks * chunks * size));
-    member_.wait();
+    const std::size_t size = part_size(config_), tasks = tasks_of(config_, batch_);
     const auto part_of = [&](std::size_t index, std::size_t chunk) { return scratch_.parts.data() + (index * chunks + chunk) * size; };
     member_.share(tasks * chunks, 1, [&](std::size_t i, std::size_t) {
         const Task task = task_of(b, i / chunks);

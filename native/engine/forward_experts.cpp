@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <numeric>
 
 #include "forward.h"
@@ -15,7 +16,9 @@ void Forward::choose_experts(std::size_t row) {
     float* weight = rows_.chosen_weight.data() + row * used;
     std::vector<std::uint32_t> order(count);
     std::iota(order.begin(), order.end(), 0u);
-    std::stable_sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) { return scores[a] > scores[b]; });
+    // NaN, which no order has a place for, counts as the smallest.
+    const auto rank = [&](std::uint32_t e) { return scores[e] == scores[e] ? scores[e] : -std::numeric_limits<float>::infinity(); };
+    std::stable_sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) { return rank(a) > rank(b); });
     double all = 0, those = 0;
     for (std::size_t e = 0; e < count; ++e) {
         const double share = std::exp(static_cast<double>(scores[order[e]]) - scores[order[0]]);

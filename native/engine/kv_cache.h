@@ -12,13 +12,9 @@ namespace fewbits::engine {
 class KvCache {
 public:
     KvCache() = default;
-    // `size` numbers a head, a multiple of 16; `context` is rounded up to whole tiles.
-    KvCache(CacheType type, std::size_t blocks, std::size_t heads, std::size_t size, std::size_t context, std::size_t sequences)
-        : type(type), blocks_(blocks), heads_(heads), size_(size), positions_((context + kTile - 1) / kTile * kTile) {
-        codes_ = code_bytes(type, size, positions_);
-        scales_ = scale_count(type, size, positions_) * sizeof(float);
-        for (std::size_t i = 0; i < sequences; ++i) arenas_.emplace_back(blocks * heads * head_bytes(), false);
-    }
+    // `size` numbers a head, a multiple of 16; `context` is rounded up to whole tiles. Throws std::invalid_argument for a context
+    // beyond `kMostContext`, OutOfMemory.
+    KvCache(CacheType type, std::size_t blocks, std::size_t heads, std::size_t size, std::size_t context, std::size_t sequences);
 
     HeadCache head(std::size_t sequence, std::size_t block, std::size_t head) const {
         std::uint8_t* at = arenas_[sequence].data() + (block * heads_ + head) * head_bytes();

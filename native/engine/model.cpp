@@ -55,6 +55,17 @@ void Model::require(const std::int32_t* sequences, const std::int32_t* tokens, s
 void Model::step(const std::int32_t* sequences, const std::int32_t* tokens, std::size_t count, const std::int32_t* wanted,
                  std::size_t wanted_count, float* logits) {
     require(sequences, tokens, count, wanted, wanted_count);
+    const std::vector<std::size_t> before = lengths_;
+    try {
+        run(sequences, tokens, count, wanted, wanted_count, logits);
+    } catch (...) {  // no memory
+        lengths_ = before;
+        throw;
+    }
+}
+
+void Model::run(const std::int32_t* sequences, const std::int32_t* tokens, std::size_t count, const std::int32_t* wanted,
+                std::size_t wanted_count, float* logits) {
     std::size_t given = 0;
     for (std::size_t first = 0; first < count; first += kBatch) {
         Batch batch;
@@ -69,6 +80,8 @@ void Model::step(const std::int32_t* sequences, const std::int32_t* tokens, std:
         batch.logits = logits + given * config_.vocabulary;
         for (; given < wanted_count && static_cast<std::size_t>(wanted[given]) < first + batch.count; ++given)
             batch.wanted.push_back(static_cast<std::size_t>(wanted[given]) - first);
+        // Here, since threads must not throw.
+        scratch_->parts.resize(std::max(scratch_->parts.size(), Forward::parts_of(config_, batch, team_.size())));
         team_.run([&](Member& member) {
             Forward(config_, weights_, cache_, kernels_, *scratch_, batch, member).run();
         });

@@ -32,7 +32,7 @@ public:
     ~Model();
 
     // Appends tokens[i] to sequences[i] for all i < count, in order; logits [wanted_count, vocabulary] of the places in `wanted`,
-    // ascending. Throws std::invalid_argument, before anything has changed.
+    // ascending. Throws std::invalid_argument, std::bad_alloc; nothing has changed then.
     void step(const std::int32_t* sequences, const std::int32_t* tokens, std::size_t count, const std::int32_t* wanted,
               std::size_t wanted_count, float* logits);
     std::size_t length(std::size_t sequence) const { return lengths_.at(sequence); }
@@ -44,6 +44,8 @@ public:
     const Config& config() const { return config_; }
 
 private:
+    void run(const std::int32_t* sequences, const std::int32_t* tokens, std::size_t count, const std::int32_t* wanted,
+             std::size_t wanted_count, float* logits);
     void require(const std::int32_t* sequences, const std::int32_t* tokens, std::size_t count, const std::int32_t* wanted,
                  std::size_t wanted_count) const;
 

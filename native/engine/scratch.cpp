@@ -19,16 +19,18 @@ struct Wish {
 
 // Arrays of so many rows behind each other, on boundaries of cache lines, and `more` bytes after them.
 Arena allot(std::initializer_list<Wish> wishes, std::size_t rows, std::size_t more, void** rest) {
-    const auto bytes_of = [rows](const Wish& wish) { return (rows * wish.size * sizeof(float) + 63) / 64 * 64; };
+    const auto bytes_of = [rows](const Wish& wish) { return (rows * wish.size * sizeof(float) + 63) / 64 * 64 + Arena::kFence; };
     std::size_t bytes = more;
     for (const Wish& wish : wishes) bytes += bytes_of(wish);
     Arena arena(bytes + 64, false);
-    std::uint8_t* at = arena.data();
+    std::size_t at = 0;
     for (const Wish& wish : wishes) {
-        *wish.to = reinterpret_cast<float*>(at);
+        *wish.to = reinterpret_cast<float*>(arena.data() + at);
+        arena.fence(at + rows * wish.size * sizeof(float), at + bytes_of(wish));
         at += bytes_of(wish);
     }
-    if (rest) *rest = at;
+    arena.fence(at + more, bytes + 64);
+    if (rest) *rest = arena.data() + at;
     return arena;
 }
 

@@ -1,5 +1,9 @@
 #include "thread_team.h"
 
+#include <stdexcept>
+#include <string>
+#include <thread>
+
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 #endif
@@ -37,16 +41,24 @@ void Member::wait() { team_.barrier(); }
 std::size_t Member::take(std::size_t grain) { return team_.next_.fetch_add(grain, std::memory_order_relaxed); }
 
 ThreadTeam::ThreadTeam(std::size_t size) : size_(size < 1 ? 1 : size) {
-    for (std::size_t i = 1; i < size_; ++i) threads_.emplace_back([this, i] { serve(i); });
+    try {
+        for (std::size_t i = 1; i < size_; ++i) threads_.emplace_back([this, i] { serve(i); });
+    } catch (const std::exception&) {
+        end();
+        throw std::invalid_argument("the system starts " + std::to_string(threads_.size() + 1) + " threads, not " +
+                                    std::to_string(size_));
+    }
 }
 
-ThreadTeam::~ThreadTeam() {
+ThreadTeam::~ThreadTeam() { end(); }
+
+void ThreadTeam::end() {
     {
         const std::lock_guard lock(mutex_);
         ending_ = true;
     }
     awake_.notify_all();
-    for (std::thread& thread : threads_) thread.join();
+    for (Thread& thread : threads_) thread.join();
 }
 
 void ThreadTeam::run(const std::function<void(Member&)>& work) {

@@ -6,8 +6,9 @@
 #include <cstddef>
 #include <functional>
 #include <mutex>
-#include <thread>
 #include <vector>
+
+#include "thread.h"
 
 namespace fewbits::engine {
 
@@ -40,6 +41,7 @@ private:
 
 class ThreadTeam {
 public:
+    // Throws std::invalid_argument if the system has no room for so many threads.
     explicit ThreadTeam(std::size_t size);
     ~ThreadTeam();
     ThreadTeam(const ThreadTeam&) = delete;
@@ -52,10 +54,11 @@ public:
 private:
     friend class Member;
     void serve(std::size_t index);
+    void end();
     void barrier();
 
     const std::size_t size_;
-    std::vector<std::thread> threads_;
+    std::vector<Thread> threads_;
     const std::function<void(Member&)>* work_ = nullptr;
     std::mutex mutex_;
     std::condition_variable awake_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 
 #include "decode_row.h"
@@ -38,6 +39,7 @@ std::size_t row_bytes(const std::string& name, const TensorView& view) {
     const BlockFormat* format = find_format(view.type);
     if (!format) refuse(name, "the engine has no type " + std::to_string(view.type));
     if (view.columns % format->columns) refuse(name, "rows of " + std::to_string(view.columns) + " numbers aren't whole blocks");
+    if (view.columns / format->columns > std::numeric_limits<std::size_t>::max() / format->bytes) refuse(name, "rows are too long");
     return view.columns / format->columns * format->bytes;
 }
 
@@ -49,7 +51,10 @@ constexpr std::size_t kBandsAtOnce = 32;
 const TensorView* Weights::find_optional(const std::string& name) const {
     const auto found = tensors_.find(name);
     if (found == tensors_.end()) return nullptr;
-    if (row_bytes(name, found->second) * found->second.rows > found->second.bytes) refuse(name, "the file has fewer bytes than it needs");
+    const TensorView& view = found->second;
+    const std::size_t of_row = row_bytes(name, view);
+    if (!of_row || !view.rows) refuse(name, "it is empty");
+    if (view.rows > view.bytes / of_row) refuse(name, "the file has fewer bytes than it needs");  // rows * of_row may overflow
     return &found->second;
 }
 
@@ -168,11 +173,14 @@ void Weights::pack(ThreadTeam& team, bool mapped) {
     std::vector<std::size_t> offsets, first_band{0};
     for (const Linear* linear : all) {
         offsets.push_back(bytes);
-        bytes += (linear->matrix.bytes() + 63) / 64 * 64;
+        bytes += (linear->matrix.bytes() + 63) / 64 * 64 + Arena::kFence;
         first_band.push_back(first_band.back() + linear->bands());
     }
-    packed_ = Arena(bytes + 4096, true);  // kernels prefetch beyond the end
-    for (std::size_t i = 0; i < all.size(); ++i) all[i]->matrix.data = packed_.data() + offsets[i];
+    packed_ = Arena(bytes, true);
+    for (std::size_t i = 0; i < all.size(); ++i) {
+        all[i]->matrix.data = packed_.data() + offsets[i];
+        packed_.fence(offsets[i] + all[i]->matrix.bytes(), i + 1 < all.size() ? offsets[i + 1] : bytes);
+    }
     team.run([&](Member& member) {
         member.share(first_band.back(), kBandsAtOnce, [&](std::size_t first, std::size_t last) {
             for (std::size_t unit = first; unit < last;) {

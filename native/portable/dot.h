@@ -118,17 +118,20 @@ inline Rows exponents(const std::uint8_t* from) {
 }
 inline void prefetch(const std::uint8_t*) {}
 
-// 32 numbers as codes -127 … 127, what one step of the codes is worth, and the codes' sums by halves.
+// 32 numbers as codes -127 … 127, what one step of the codes is worth (NaN where one isn't finite), and the codes' sums by halves.
 inline float round_block(const float* x, std::int8_t* codes, std::int32_t (&sums)[2]) {
     float peak = 0;
     for (int i = 0; i < 32; ++i) peak = std::fabs(x[i]) > peak ? std::fabs(x[i]) : peak;
     const float steps = peak > 1e-30f ? 127.0f / peak : 0.0f;
     sums[0] = sums[1] = 0;
+    bool finite = true;
     for (int i = 0; i < 32; ++i) {
-        codes[i] = static_cast<std::int8_t>(std::nearbyint(x[i] * steps));
+        const float code = std::nearbyint(x[i] * steps);
+        finite = finite && code == code;
+        codes[i] = static_cast<std::int8_t>(code == code ? code : 0.0f);
         sums[i / 16] += codes[i];
     }
-    return peak / 127.0f;
+    return finite ? peak / 127.0f : NAN;
 }
 
 }  // namespace

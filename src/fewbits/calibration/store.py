@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ import numpy as np
 from fewbits.calibration.kv_statistics import CacheStatistics, ChannelSource
 from fewbits.calibration.statistics import Statistics
 from fewbits.errors import CalibrationError, OutputError, ResumeError
+from fewbits.operating_system import lock_file
 
 # Changes whenever the same input gives other statistics or other files.
 FORMAT_VERSION = 4
@@ -218,10 +218,10 @@ class StatisticsStore:
             raise OutputError(f"can't write {self.folder / _LOCK}", found=error.strerror) from error
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_file(descriptor)
             except BlockingIOError:
                 wait()
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                lock_file(descriptor, wait=True)
             yield
         finally:
             os.close(descriptor)

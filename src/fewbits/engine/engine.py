@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import mmap
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -19,6 +19,7 @@ from fewbits.checkpoint.gguf import open_gguf
 from fewbits.checkpoint.gguf_constants import GGML_TYPES
 from fewbits.engine.description import Description, describe
 from fewbits.errors import EngineError
+from fewbits.operating_system import usable_cores
 
 KvCache: TypeAlias = Literal["f16", "q8", "q4"]
 Numbers: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
@@ -56,12 +57,10 @@ class Engine:
         self.description = description
         maps = {path: _mapped(path) for path in checkpoint.files}
         tensors = {name: _tensor(tensor, maps) for name, tensor in checkpoint.tensors.items()}
-        try:
+        with _refused(f"{checkpoint.path} can't be run"):
             self._native = _native.Engine(
                 description.config, tensors, threads, self.context, sequences, kv_cache, mapped=True
             )
-        except ValueError as error:
-            raise EngineError(f"{checkpoint.path} can't be run", found=str(error)) from error
         self._maps = maps  # the embedding is read from the file
 
     def step(self, sequences: Numbers, tokens: Numbers, wanted: Numbers) -> Floats:
@@ -76,18 +75,20 @@ class Engine:
             Logits, float32 [M, V]. What a sequence gets doesn't depend on what else is in the batch.
 
         Raises:
-            EngineError: a token or slot that there isn't, or a sequence longer than the context; nothing has changed.
+            EngineError: a token or slot that there isn't, a sequence longer than the context, or no memory; nothing
+                has changed.
         """
-        try:
-            return self._native.step(
-                *(np.asarray(a, np.int32).reshape(-1) for a in (sequences, tokens, wanted))
-            )
-        except ValueError as error:
-            raise EngineError("the tokens can't be read", found=str(error)) from error
+        with _refused("the tokens can't be read"):
+            return self._native.step(*(_integers(numbers) for numbers in (sequences, tokens, wanted)))
 
     def length(self, sequence: int) -> int:
-        """Positions that a slot holds."""
-        return self._native.length(sequence)
+        """Positions that a slot holds.
+
+        Raises:
+            EngineError: there is no such slot.
+        """
+        with _refused("a sequence has no length"):
+            return self._native.length(sequence)
 
     def truncate(self, sequence: int, length: int) -> None:
         """Forget what a slot holds from position `length` on.
@@ -95,10 +96,8 @@ class Engine:
         Raises:
             EngineError: it holds fewer.
         """
-        try:
+        with _refused("nothing can be forgotten there"):
             self._native.truncate(sequence, length)
-        except ValueError as error:
-            raise EngineError("nothing can be forgotten there", found=str(error)) from error
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Make the first `length` positions of one slot all that another holds.
@@ -106,10 +105,8 @@ class Engine:
         Raises:
             EngineError: the source holds fewer.
         """
-        try:
+        with _refused("a sequence can't be copied"):
             self._native.copy(source, target, length)
-        except ValueError as error:
-            raise EngineError("a sequence can't be copied", found=str(error)) from error
 
     @property
     def memory_bytes(self) -> int:
@@ -137,7 +134,8 @@ def open_engine(
 
     Raises:
         CheckpointError: not a GGUF file that can be read.
-        EngineError: an architecture or a type of tensor that the engine doesn't know, or settings out of range.
+        EngineError: an architecture or a type of tensor that the engine doesn't know, settings out of range, or too little
+            memory for them.
     """
     if kv_cache not in get_args(KvCache):
         raise EngineError("no such key-value cache", found=kv_cache, allowed=", ".join(get_args(KvCache)))
@@ -149,10 +147,41 @@ def open_engine(
     return Engine(
         checkpoint,
         description,
-        threads=threads or len(os.sched_getaffinity(0)),
+        threads=threads or usable_cores(),
         sequences=sequences,
         kv_cache=kv_cache,
     )
+
+
+@contextmanager
+def _refused(what: str) -> Iterator[None]:
+    """What the native side throws, in words."""
+    try:
+        yield
+    except MemoryError as error:
+        raise EngineError(
+            "there isn't enough memory",
+            found=str(error),
+            action="A shorter context, fewer sequences or kv_cache q8 or q4 need less",
+        ) from error
+    except TypeError as error:  # a negative number, or none
+        raise EngineError(what, found="something that isn't a number from 0 on") from error
+    except ValueError as error:
+        raise EngineError(what, found=str(error)) from error
+
+
+def _integers(numbers: Numbers) -> npt.NDArray[np.int32]:
+    """As int32 [N].
+
+    Raises:
+        ValueError: something else than a list of integers of 32 bits.
+    """
+    array = np.asarray(numbers)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise ValueError("tokens, sequences and wanted places must be lists of integers")
+    if array.size and not (array.min() >= -(1 << 31) and array.max() < 1 << 31):
+        raise ValueError("a number of more than 32 bits")
+    return np.ascontiguousarray(array, np.int32)
 
 
 def _mapped(path: Path) -> npt.NDArray[np.uint8]:

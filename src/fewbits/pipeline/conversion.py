@@ -9,7 +9,6 @@ Beside OUTPUT lie, until it is whole:
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -25,6 +24,7 @@ from fewbits.checkpoint.packed import PackedTensor
 from fewbits.checkpoint.source import open_checkpoint
 from fewbits.errors import OutputError, ResumeError, VerificationError
 from fewbits.export.converter import Converter
+from fewbits.operating_system import lock_file
 from fewbits.pipeline.journal import part_path, replace_folder, replaced_path
 from fewbits.planning.byte_size import format_bytes
 from fewbits.progress import Progress
@@ -138,7 +138,7 @@ def _empty_folder(output: Path) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(f"{output} can't be written", found=error.strerror) from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(lock)
         for path in part.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         try:

@@ -22,6 +22,7 @@ from fewbits.export.exporter import Exporter, Layout, OutputTensor
 from fewbits.export.kv_cache import check_kv_cache
 from fewbits.export.registry import get_exporter
 from fewbits.language_model.packages import require_models_extra
+from fewbits.operating_system import usable_cores
 from fewbits.pipeline.folds import folded, folds_hash
 from fewbits.pipeline.goal import FileSize, Goal, check_goal, pinned_tensors, rounded_choices
 from fewbits.pipeline.provenance import PENDING, Provenance, provenance_metadata
@@ -133,7 +134,7 @@ class Settings:
     @property
     def cores(self) -> int:
         """The threads as a number."""
-        return self.threads or len(os.sched_getaffinity(0))
+        return self.threads or usable_cores()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ written again is taken off the list first, {"tensor": name, "open": true}: kille
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -27,6 +26,7 @@ from typing import Self
 
 from fewbits.errors import OutputError, ResumeError
 from fewbits.export.exporter import ITSELF, Layout, Region
+from fewbits.operating_system import lock_file
 
 _SYNC_SECONDS = 2.0  # a power cut loses at most this much work; a killed process loses none
 _READ = 1 << 22
@@ -80,7 +80,7 @@ class Journal:
                 self._lock = os.open(part, os.O_RDONLY)
             else:
                 self._lock = self._files[ITSELF] = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(self._lock)
         except BlockingIOError as error:
             os.close(self._lock)
             raise OutputError(

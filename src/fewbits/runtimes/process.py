@@ -139,7 +139,7 @@ def _run(
     try:
         _, said = process.communicate(timeout=timeout)
     except BaseException as error:
-        os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
+        _end(process)
         process.communicate()
         if isinstance(error, subprocess.TimeoutExpired):
             raise RuntimeFailedError(
@@ -148,6 +148,14 @@ def _run(
             ) from error
         raise
     return process.returncode, said
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """With the processes that it started, except on Windows."""
+    if sys.platform == "win32":
+        process.kill()
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _failure(name: str, interpreter: str, model: Path, status: int, said: str) -> RuntimeFailedError:

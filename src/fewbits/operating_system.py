@@ -1,0 +1,50 @@
+"""What operating systems differ in."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use; where the system doesn't say, those that there are."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def lock_file(descriptor: int, *, wait: bool = False) -> None:
+    """Hold an open file or folder until it is closed; on Windows a file only.
+
+    Raises:
+        BlockingIOError: another process holds it, and `wait` is false.
+    """
+    if sys.platform == "win32":
+        _lock_a_byte(descriptor, wait=wait)
+        return
+    import fcntl
+
+    fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+if sys.platform == "win32":
+    import msvcrt
+    import time
+
+    _BEYOND = 1 << 40  # Windows doesn't let others read locked bytes, so one that no file has is locked
+
+    def _lock_a_byte(descriptor: int, *, wait: bool) -> None:
+        position = os.lseek(descriptor, 0, os.SEEK_CUR)
+        try:
+            while True:
+                os.lseek(descriptor, _BEYOND, os.SEEK_SET)
+                try:
+                    msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+                except OSError as error:
+                    if not wait:
+                        raise BlockingIOError(error.errno, error.strerror) from error
+                    time.sleep(0.2)
+                else:
+                    return
+        finally:
+            os.lseek(descriptor, position, os.SEEK_SET)
