@@ -33,5 +33,7 @@ void bind_columns(nanobind::module_& module);
 void bind_searches(nanobind::module_& module);
 void bind_matmul(nanobind::module_& module);
 void bind_engine(nanobind::module_& module);
+void bind_sampler(nanobind::module_& module);
+void bind_read_bandwidth(nanobind::module_& module);
 
 }  // namespace fewbits

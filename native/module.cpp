@@ -60,4 +60,6 @@ NB_MODULE(_native, module) {
     fewbits::bind_searches(module);
     fewbits::bind_matmul(module);
     fewbits::bind_engine(module);
+    fewbits::bind_sampler(module);
+    fewbits::bind_read_bandwidth(module);
 }

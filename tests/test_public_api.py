@@ -2,8 +2,8 @@ import fewbits
 
 PUBLIC = [
     "DryRun", "Evaluation", "FewbitsError", "FilePoint", "Generation", "ImatrixResult", "Inspection",
-    "Plan", "QuantizeResult", "RepackResult", "TensorChoice", "Verification", "__version__", "dry_run",
-    "evaluate", "frontier", "generate", "imatrix", "inspect", "plan", "quantize", "repack", "verify",
+    "Model", "Plan", "QuantizeResult", "RepackResult", "TensorChoice", "Verification", "__version__", "dry_run",
+    "evaluate", "frontier", "generate", "imatrix", "inspect", "load", "plan", "quantize", "repack", "verify",
 ]  # fmt: skip
 
 

@@ -12,8 +12,10 @@ from fewbits.errors import FewbitsError
 from fewbits.version import __version__
 
 if TYPE_CHECKING:
+    from fewbits.engine.answer import Generation
+    from fewbits.engine.model import Model, load
     from fewbits.evaluation.comparison import Evaluation, evaluate
-    from fewbits.generation import Generation, generate
+    from fewbits.generation import generate
     from fewbits.inspection import Inspection, inspect
     from fewbits.pipeline.dry_run import DryRun, dry_run
     from fewbits.pipeline.export_imatrix import ImatrixResult, imatrix
@@ -28,9 +30,10 @@ _LAZY = {
     "DryRun": "pipeline.dry_run",
     "Evaluation": "evaluation.comparison",
     "FilePoint": "planning.frontier",
-    "Generation": "generation",
+    "Generation": "engine.answer",
     "ImatrixResult": "pipeline.export_imatrix",
     "Inspection": "inspection",
+    "Model": "engine.model",
     "Plan": "planning.plan",
     "QuantizeResult": "pipeline.quantize",
     "RepackResult": "pipeline.repack",
@@ -42,6 +45,7 @@ _LAZY = {
     "generate": "generation",
     "imatrix": "pipeline.export_imatrix",
     "inspect": "inspection",
+    "load": "engine.model",
     "plan": "pipeline.plan",
     "quantize": "pipeline.quantize",
     "repack": "pipeline.repack",
@@ -56,6 +60,7 @@ __all__ = [
     "Generation",
     "ImatrixResult",
     "Inspection",
+    "Model",
     "Plan",
     "QuantizeResult",
     "RepackResult",
@@ -68,6 +73,7 @@ __all__ = [
     "generate",
     "imatrix",
     "inspect",
+    "load",
     "plan",
     "quantize",
     "repack",

@@ -49,6 +49,22 @@ def move_columns(
     minimum: _Floats,
 ) -> None: ...
 
+class Sampler:
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        repetition_window: int = 64,
+        seed: int = 0,
+    ) -> None: ...
+    def choose(self, logits: _Floats, recent: npt.NDArray[np.int32]) -> int: ...
+
+def read_bandwidth(bytes: int, threads: int, passes: int = 5) -> float: ...  # noqa: A002
+
 # The first seven arguments of a search are the blocks and their grid: weight, importance, group, largest, low, high and
 # table. What is found goes to the arrays at the end.
 def search_scale(

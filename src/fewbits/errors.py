@@ -13,6 +13,7 @@ FewbitsError                 exit status 2
 ├── RuntimeFailedError       a runtime can't be started, or can't run what was written
 ├── ResumeError              work left by an earlier run is damaged
 ├── VerificationError        what was written doesn't read back as what was meant
+├── EngineError              a model, a token or an option that the engine can't run
 ├── EvaluationError          models or texts that can't be compared
 ├── ServingError             the server can't listen, or takes no more work for now
 │   └── RequestError         a request to the server that it refuses

@@ -1,27 +1,27 @@
-"""Let a model continue a prompt: to see that a quantized file still speaks.
-
-The model is run by transformers in float32, so this shows what a file says, not how fast its runtime is.
-"""
+"""Let a model continue a prompt: GGUF files in the engine where it knows them, all else by transformers in float32."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from math import inf, isfinite
+from collections.abc import Callable, Iterator, Sequence
+from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
-from fewbits.errors import EvaluationError
-from fewbits.evaluation.memory import available_memory, require_memory
-from fewbits.language_model.packages import require_models_extra
-from fewbits.language_model.threads import torch_threads
+import numpy as np
+
+from fewbits.engine.answer import Generation
+from fewbits.engine.sampling import Sampling, SamplingOptions
+from fewbits.errors import EngineError, EvaluationError
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
-
+    from fewbits._native import Sampler
+    from fewbits.checkpoint.checkpoint import Checkpoint
+    from fewbits.engine.model import Model
     from fewbits.evaluation.language_model import Activations, LanguageModel
     from fewbits.language_model.text_tokenizer import TextTokenizer
+
+Runtime = Literal["auto", "engine", "transformers"]
 
 # Tokens of the prompt that are decoded with the answer, so that its first word keeps its space.
 _OVERLAP = 8
@@ -29,41 +29,18 @@ _OVERLAP = 8
 _INCOMPLETE = "\ufffd"
 
 
-@dataclass(frozen=True)
-class Generation:
-    """What a model wrote.
-
-    Attributes:
-        text: the continuation, without the prompt.
-        tokens: tokens of it, the one that ended it not counted.
-        prompt_tokens: tokens read before, chat markup included.
-        tokens_per_second: speed after the first token; 0 for fewer than two.
-        seconds: wall time after loading.
-        stopped: ``end`` of the model's answer, ``length`` asked for, or the model's ``context`` is full.
-        path: the model.
-        activations: ``runtime`` (rounded as llama.cpp does) or ``float``.
-    """
-
-    text: str
-    tokens: int
-    prompt_tokens: int
-    tokens_per_second: float
-    seconds: float
-    stopped: str
-    path: str
-    activations: str
-
-
 def generate(
     path: str | Path,
     prompt: str,
     n: int = 64,
-    temperature: float = 0.0,
-    seed: int = 0,
     chat: bool = False,
     threads: int | None = None,
     activations: Activations = "runtime",
     on_text: Callable[[str], None] | None = None,
+    runtime: Runtime = "auto",
+    stop: str | Sequence[str] = (),
+    speculate: bool = False,
+    **sampling: Unpack[SamplingOptions],
 ) -> Generation:
     """Continue a prompt.
 
@@ -71,26 +48,88 @@ def generate(
         path: GGUF file, Hugging Face directory or hub id.
         prompt: raw text; names of special tokens in it count as those tokens.
         n: tokens at most.
-        temperature: 0 takes the most likely token; else one is drawn from softmax(logits / temperature).
-        seed: of the drawing.
         chat: put the prompt as a user's message into the model's chat template.
-        threads: CPU threads; None for PyTorch's choice.
-        activations: see `fewbits.evaluation.comparison.evaluate`.
+        threads: CPU threads; None for all cores.
+        activations: see `fewbits.evaluation.comparison.evaluate`; the engine computes ``runtime`` only.
         on_text: called with each new piece of text.
+        runtime: ``engine``, ``transformers``, or ``auto`` for the engine where it knows the file.
+        stop: strings before which the text ends; in the engine only.
+        speculate: guess tokens by prompt lookup, with the same result; in the engine only.
+        sampling: fields of `fewbits.engine.sampling.Sampling`; the default takes the most likely token always.
 
     Raises:
+        EngineError: an option is out of range, or the engine can't run the file and was asked for.
         EvaluationError: the model or the prompt can't be used, or memory is short.
         CheckpointError: the model can't be read.
-        MissingExtraError: torch or transformers isn't installed.
+        MissingExtraError: torch or transformers isn't installed, and the engine doesn't know the model.
     """
+    options = Sampling(**sampling)
     if n < 1:
         raise EvaluationError("there must be something to write", found=f"{n} tokens", allowed="1 or more")
-    if not isfinite(temperature) or temperature < 0:
-        raise EvaluationError("the temperature is out of range", found=temperature, allowed="0 or more")
-    require_models_extra("generating text")
+    if runtime not in ("auto", "engine", "transformers"):
+        raise EvaluationError("unknown runtime", found=repr(runtime), allowed="auto, engine, transformers")
+    if threads is not None and threads < 1:
+        raise EvaluationError("there must be a thread to run on", found=threads, allowed="1 or more")
     from fewbits.checkpoint.source import open_checkpoint
 
     checkpoint = open_checkpoint(path)
+    model = None if runtime == "transformers" else _in_engine(checkpoint, runtime, activations, threads)
+    if model is None:
+        if stop or speculate:
+            raise EvaluationError(
+                "stop strings and speculation need the engine",
+                found=f"a {checkpoint.container} model that transformers runs",
+                action="Leave them out, or quantize the model to GGUF",
+            )
+        return _by_transformers(
+            checkpoint, str(path), prompt, n, options, chat, threads, activations, on_text
+        )
+    answer = model.stream(prompt, n, stop=stop, chat=chat, speculate=speculate, **sampling)
+    for piece in answer:
+        if on_text is not None:
+            on_text(piece)
+    return answer.generation
+
+
+def _in_engine(
+    checkpoint: Checkpoint, runtime: Runtime, activations: Activations, threads: int | None
+) -> Model | None:
+    """The model in the engine; None if that isn't for it."""
+    if checkpoint.container != "gguf" or activations == "float":
+        if runtime == "engine":
+            raise EngineError(
+                "the engine can't run this as asked",
+                found="activations float" if checkpoint.container == "gguf" else checkpoint.container,
+                allowed="GGUF files, activations runtime",
+                action="Leave out --runtime engine",
+            )
+        return None
+    from fewbits.engine.model import load
+
+    try:
+        return load(checkpoint.path, threads=threads)
+    except EngineError:
+        if runtime == "engine":
+            raise
+        return None
+
+
+def _by_transformers(
+    checkpoint: Checkpoint,
+    path: str,
+    prompt: str,
+    n: int,
+    options: Sampling,
+    chat: bool,
+    threads: int | None,
+    activations: Activations,
+    on_text: Callable[[str], None] | None,
+) -> Generation:
+    from fewbits.evaluation.memory import available_memory, require_memory
+    from fewbits.language_model.packages import require_models_extra
+    from fewbits.language_model.threads import torch_threads
+
+    require_models_extra("generating text")
     require_memory([checkpoint], available_memory())
     from fewbits.evaluation.language_model import load_language_model  # torch: seconds, and only now
 
@@ -102,7 +141,7 @@ def generate(
             raise EvaluationError(
                 "the prompt is too long", found=f"{len(read)} tokens", allowed=f"fewer than {limit}"
             )
-        return _write(model, str(path), read, min(n, limit - len(read)), n, temperature, seed, on_text)
+        return _write(model, path, read, min(n, limit - len(read)), n, options, on_text)
 
 
 def _prompt_tokens(tokenizer: TextTokenizer, prompt: str, chat: bool) -> list[int]:
@@ -122,17 +161,14 @@ def _write(
     prompt: list[int],
     room: float,
     asked: int,
-    temperature: float,
-    seed: int,
+    options: Sampling,
     on_text: Callable[[str], None] | None,
 ) -> Generation:
-    import torch
-
     started = time.monotonic()
     first = started
     stream = _TextStream(model.tokenizer, prompt, on_text)
     stopped = "length" if room == asked else "context"
-    for token in _sampled(model, prompt, temperature, torch.Generator().manual_seed(seed)):
+    for token in _sampled(model, prompt, options.sampler()):
         if token in model.tokenizer.eos_ids:
             stopped = "end"
             break
@@ -153,29 +189,23 @@ def _write(
         stopped=stopped,
         path=path,
         activations=model.activations,
+        runtime="transformers",
+        seconds_to_first_token=first - started,
+        ids=tuple(stream.ids),
     )
 
 
-def _sampled(
-    model: LanguageModel, prompt: list[int], temperature: float, generator: Generator
-) -> Iterator[int]:
+def _sampled(model: LanguageModel, prompt: list[int], sampler: Sampler) -> Iterator[int]:
     """Tokens without end, each drawn from the logits after all tokens before it."""
     cache: Any = None
+    text = list(prompt)
     tokens = prompt
     while True:
         logits, cache = model.forward(tokens, cache, 1)
-        token = _draw(logits[0], temperature, generator)
+        token = sampler.choose(logits[0].numpy(), np.array(text, np.int32))
         yield token
+        text.append(token)
         tokens = [token]
-
-
-def _draw(logits: Tensor, temperature: float, generator: Generator) -> int:
-    """One token from logits float32 [V]."""
-    if not temperature:
-        return int(logits.argmax())
-    # Shifted first: a tiny temperature then gives -inf for all but the best, never NaN.
-    weights = ((logits.double() - logits.max()) / temperature).exp()
-    return int(weights.multinomial(1, generator=generator))
 
 
 class _TextStream:

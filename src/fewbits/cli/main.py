@@ -6,6 +6,8 @@ import sys
 
 import typer
 
+from fewbits.cli.bench import bench
+from fewbits.cli.chat import chat
 from fewbits.cli.evaluate import evaluate
 from fewbits.cli.export import export
 from fewbits.cli.generate import generate
@@ -35,7 +37,9 @@ app.command()(evaluate)
 app.command()(verify)
 app.command()(targets)
 app.command()(generate)
+app.command()(chat)
 app.command()(serve)
+app.command()(bench)
 
 
 def _print_version(wanted: bool) -> None:

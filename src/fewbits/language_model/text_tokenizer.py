@@ -7,10 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fewbits.checkpoint.checkpoint import Checkpoint
 from fewbits.errors import EvaluationError
+
+if TYPE_CHECKING:
+    from fewbits.checkpoint import gguf_tokenizer
 
 
 class TextTokenizer(Protocol):
@@ -43,8 +46,8 @@ class TextTokenizer(Protocol):
     def pieces(self) -> Sequence[str | None]:
         """The vocabulary's strings by token id; None where an id has none."""
 
-    def chat_prompt(self, message: str) -> str:
-        """A user's message in the model's chat markup, up to where the model's answer begins.
+    def chat_prompt(self, message: str | Sequence[Mapping[str, Any]]) -> str:
+        """A user's message, or a conversation, in the model's chat markup, up to where the model's answer begins.
 
         Raises:
             EvaluationError: the model has no chat template, or its template refuses the message.
@@ -66,9 +69,10 @@ class _ChatMarkup(ABC):
 
     _tokenizer: Any  # its chat_template: Jinja source, several of them by name, or None
 
-    def chat_prompt(self, message: str) -> str:
+    def chat_prompt(self, message: str | Sequence[Mapping[str, Any]]) -> str:
         """See `TextTokenizer`."""
-        return self._filled_in([{"role": "user", "content": message}], answer=True)
+        messages = [{"role": "user", "content": message}] if isinstance(message, str) else message
+        return self._filled_in(messages, answer=True)
 
     def conversation(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = False) -> str:
         """See `TextTokenizer`."""
@@ -156,10 +160,13 @@ class HuggingFaceTokenizer(_ChatMarkup):
 class GgufTokenizer(_ChatMarkup):
     """The tokenizer that a GGUF file carries in its metadata."""
 
-    def __init__(self, metadata: Mapping[str, Any]) -> None:
-        from fewbits.checkpoint import gguf_tokenizer
+    def __init__(
+        self, metadata: Mapping[str, Any], tokenizer: gguf_tokenizer.GgufTokenizer | None = None
+    ) -> None:
+        """The tokenizer of a file's metadata; `tokenizer`: if it has been built already."""
+        from fewbits.checkpoint.gguf_tokenizer import tokenizer_from_metadata
 
-        self._tokenizer: gguf_tokenizer.GgufTokenizer = gguf_tokenizer.tokenizer_from_metadata(metadata)
+        self._tokenizer = tokenizer_from_metadata(metadata) if tokenizer is None else tokenizer
         self._pieces: Sequence[str] = metadata["tokenizer.ggml.tokens"]
         self.bos_id: int | None = self._tokenizer.bos_id
         self.add_bos = bool(self._tokenizer.add_bos and self.bos_id is not None)
@@ -171,20 +178,20 @@ class GgufTokenizer(_ChatMarkup):
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `TextTokenizer`."""
-        return self._tokenizer.decode(list(ids))
+        return str(self._tokenizer.decode(list(ids)))
 
     def pieces(self) -> Sequence[str | None]:
         """See `TextTokenizer`."""
         return self._pieces
 
     def _render(self, template: Any, messages: Sequence[Mapping[str, Any]], answer: bool) -> str:
-        ends = sorted(self.eos_ids)
+        end = self._tokenizer.eos_id
         return render_conversation(
             template,
             messages,
             answer,
             bos_token="" if self.bos_id is None else self._pieces[self.bos_id],
-            eos_token=self._pieces[ends[0]] if ends else "",
+            eos_token="" if end is None else self._pieces[end],
         )
 
 

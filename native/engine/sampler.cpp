@@ -1,0 +1,218 @@
+#include "sampler.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+
+namespace fewbits::engine {
+
+namespace {
+
+constexpr std::size_t kLanes = 16, kBlock = 1024;
+constexpr float kLowest = -std::numeric_limits<float>::infinity();
+
+// Lanes, since no compiler may reorder a plain loop of comparisons. NaN never is larger.
+float largest_of(const float* values, std::size_t count) {
+    float lanes[kLanes];
+    std::fill(lanes, lanes + kLanes, kLowest);
+    std::size_t i = 0;
+    for (; i + kLanes <= count; i += kLanes)
+        for (std::size_t lane = 0; lane < kLanes; ++lane)
+            lanes[lane] = values[i + lane] > lanes[lane] ? values[i + lane] : lanes[lane];
+    for (; i < count; ++i) lanes[0] = values[i] > lanes[0] ? values[i] : lanes[0];
+    return *std::max_element(lanes, lanes + kLanes);
+}
+
+// exp of a number that is not positive, within 2e-7 of it; 0 below -87 and for NaN. Only operations that IEEE 754 defines to
+// the last bit, so that all machines agree (compiled without contraction).
+float exponential(float x) {
+    const float inside = x > -87.0f ? x : -87.0f;
+    const auto power = static_cast<std::int32_t>(inside * 1.44269504f - 0.5f);
+    const auto n = static_cast<float>(power);
+    const float r = (inside - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts; |r| <= ln 2 / 2
+    float series = 1.0f / 5040;
+    series = series * r + 1.0f / 720;
+    series = series * r + 1.0f / 120;
+    series = series * r + 1.0f / 24;
+    series = series * r + 1.0f / 6;
+    series = series * r + 0.5f;
+    series = series * r + 1.0f;
+    series = series * r + 1.0f;
+    const float scale = std::bit_cast<float>((power + 127) << 23);
+    return x > -87.0f ? series * scale : 0.0f;
+}
+
+double sum_of(const float* values, std::size_t count) {
+    double lanes[kLanes] = {};
+    std::size_t i = 0;
+    for (; i + kLanes <= count; i += kLanes)
+        for (std::size_t lane = 0; lane < kLanes; ++lane) lanes[lane] += values[i + lane];
+    for (; i < count; ++i) lanes[0] += values[i];
+    double sum = 0;
+    for (const double lane : lanes) sum += lane;
+    return sum;
+}
+
+bool better(const Candidate& a, const Candidate& b) {
+    return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
+}
+
+bool earlier(const Candidate& a, const Candidate& b) { return a.token < b.token; }
+
+}  // namespace
+
+std::int32_t largest_logit(const float* logits, std::size_t count) {
+    float largest = kLowest;
+    std::size_t found = 0;
+    for (std::size_t first = 0; first < count; first += kBlock) {
+        const float here = largest_of(logits + first, std::min(kBlock, count - first));
+        if (here > largest) largest = here, found = first;
+    }
+    while (found + 1 < count && !(logits[found] == largest)) ++found;
+    return static_cast<std::int32_t>(found);
+}
+
+std::int32_t Sampler::choose(const float* logits, std::size_t count, const std::int32_t* recent, std::size_t recent_count) {
+    logits = penalized(logits, count, recent, recent_count);
+    const std::int32_t best = count ? largest_logit(logits, count) : 0;
+    if (!count || !std::isfinite(logits[best])) throw std::domain_error("no token has a finite logit");
+    if (options_.temperature == 0 || options_.top_k == 1) return best;
+    const float largest = logits[best];
+    if (!narrow(logits, count, largest)) return static_cast<std::int32_t>(draw(logits, count, largest));
+    kept_logits_.resize(kept_.size());
+    std::transform(kept_.begin(), kept_.end(), kept_logits_.begin(), [](const Candidate& c) { return c.logit; });
+    return kept_[draw(kept_logits_.data(), kept_.size(), largest)].token;
+}
+
+const float* Sampler::penalized(const float* logits, std::size_t count, const std::int32_t* recent,
+                                std::size_t recent_count) {
+    const std::size_t used = std::min(recent_count, options_.repetition_window);
+    if (options_.repetition_penalty == 1 || !used) return logits;
+    recent_.assign(recent + (recent_count - used), recent + recent_count);
+    std::sort(recent_.begin(), recent_.end());
+    recent_.erase(std::unique(recent_.begin(), recent_.end()), recent_.end());
+    logits_.assign(logits, logits + count);
+    const auto penalty = static_cast<float>(options_.repetition_penalty);
+    for (const std::int32_t token : recent_) {
+        float& logit = logits_[static_cast<std::size_t>(token)];
+        logit = logit > 0 ? logit / penalty : logit * penalty;
+    }
+    return logits_.data();
+}
+
+bool Sampler::narrow(const float* logits, std::size_t count, float largest) {
+    kept_.clear();
+    const bool by_rank = options_.top_k != 0 && options_.top_k < count;
+    if (by_rank) keep_top_k(logits, count);
+    if (options_.top_p < 1) {
+        if (by_rank) std::sort(kept_.begin(), kept_.end(), better);
+        keep_top_p(logits, count, largest);
+    }
+    if (kept_.empty()) {
+        if (options_.min_p == 0) return false;
+        // A little below the limit, which the exponential draws exactly.
+        gather(logits, count, largest + static_cast<float>(std::log(options_.min_p)) - 0.01f);
+    }
+    const auto min_p = static_cast<float>(options_.min_p);
+    std::erase_if(kept_, [&](const Candidate& c) { return exponential(c.logit - largest) < min_p; });
+    std::sort(kept_.begin(), kept_.end(), earlier);
+    return true;
+}
+
+// A heap of the k best with the worst in front. Blocks without a better one, nearly all, are passed over at once.
+void Sampler::keep_top_k(const float* logits, std::size_t count) {
+    for (std::size_t first = 0; first < count; first += kBlock / 4) {
+        const std::size_t last = std::min(first + kBlock / 4, count);
+        const bool full = kept_.size() == options_.top_k;
+        if (full && !(largest_of(logits + first, last - first) > kept_.front().logit)) continue;
+        for (std::size_t i = first; i < last; ++i) {
+            const Candidate candidate{logits[i], static_cast<std::int32_t>(i)};
+            if (kept_.size() == options_.top_k) {
+                if (!(candidate.logit > kept_.front().logit)) continue;  // equal: the lower token stays
+                std::pop_heap(kept_.begin(), kept_.end(), better);
+                kept_.back() = candidate;
+            } else if (candidate.logit > kLowest) {
+                kept_.push_back(candidate);
+            } else {
+                continue;
+            }
+            std::push_heap(kept_.begin(), kept_.end(), better);
+        }
+    }
+}
+
+void Sampler::gather(const float* logits, std::size_t count, float least) {
+    kept_.clear();
+    for (std::size_t first = 0; first < count; first += kBlock / 4) {
+        const std::size_t last = std::min(first + kBlock / 4, count);
+        if (largest_of(logits + first, last - first) < least) continue;
+        for (std::size_t i = first; i < last; ++i)
+            if (logits[i] >= least) kept_.push_back({logits[i], static_cast<std::int32_t>(i)});
+    }
+}
+
+// With top-k, `kept_` holds its tokens, the best first; else it is empty and all tokens count. The best stays whatever p is.
+void Sampler::keep_top_p(const float* logits, std::size_t count, float largest) {
+    double wanted = 0, mass = 0;
+    std::size_t sorted = 0;  // where in `kept_` those begin that may be too many
+    if (kept_.empty()) {
+        mass = keep_most(logits, count, largest, wanted, sorted);
+    } else {
+        for (const Candidate& candidate : kept_) wanted += exponential(candidate.logit - largest);
+        wanted *= options_.top_p;
+    }
+    std::size_t size = sorted;
+    while (size < kept_.size() && (size == 0 || mass < wanted)) mass += exponential(kept_[size++].logit - largest);
+    kept_.resize(size);
+}
+
+// Sorting all is slow. So probability is summed up by how far logits are below the largest, and only those are sorted, behind
+// the ones that surely stay, among which top-p's limit lies. Returns the probability (not normalised) of those before.
+double Sampler::keep_most(const float* logits, std::size_t count, float largest, double& wanted, std::size_t& sorted) {
+    constexpr std::size_t kSteps = 1024;
+    const auto step = [&](float logit) { return static_cast<std::size_t>((largest - logit) * 8); };
+    weights_.resize(count);
+    for (std::size_t i = 0; i < count; ++i) weights_[i] = exponential(logits[i] - largest);
+    double by_step[kSteps] = {};
+    for (std::size_t i = 0; i < count; ++i)
+        if (weights_[i] > 0) by_step[step(logits[i])] += weights_[i];  // beyond step 700 weights are 0
+    for (const double mass : by_step) wanted += mass;
+    wanted *= options_.top_p;
+    std::size_t edge = 0;
+    double mass = 0;
+    while (edge + 1 < kSteps && mass + by_step[edge] < wanted) mass += by_step[edge++];
+    gather(logits, count, largest - static_cast<float>(edge + 1) / 8 - 0.01f);  // a few too many don't matter
+    const auto first = std::partition(kept_.begin(), kept_.end(), [&](const Candidate& c) { return step(c.logit) < edge; });
+    std::sort(first, kept_.end(), better);
+    sorted = static_cast<std::size_t>(first - kept_.begin());
+    return mass;
+}
+
+std::size_t Sampler::draw(const float* logits, std::size_t count, float largest) {
+    const auto inverse = static_cast<float>(std::min(1 / options_.temperature, 1e30));  // 0 times infinity is no number
+    weights_.resize(count);
+    for (std::size_t i = 0; i < count; ++i) weights_[i] = exponential((logits[i] - largest) * inverse);
+    totals_.clear();
+    double total = 0;
+    for (std::size_t first = 0; first < count; first += kBlock) {
+        const std::size_t last = std::min(first + kBlock, count);
+        totals_.push_back(sum_of(weights_.data() + first, last - first));
+        total += totals_.back();
+    }
+    double left = static_cast<double>(random_() >> 11) * 0x1p-53 * total;
+    std::size_t block = 0;
+    while (block + 1 < totals_.size() && left >= totals_[block]) left -= totals_[block++];
+    std::size_t chosen = count;
+    for (std::size_t i = block * kBlock; i < count; ++i) {
+        if (weights_[i] == 0) continue;
+        chosen = i;
+        if (left < weights_[i]) return i;
+        left -= weights_[i];
+    }
+    while (chosen == count || weights_[chosen] == 0) --chosen;  // rounding left a little over at the very end
+    return chosen;
+}
+
+}  // namespace fewbits::engine

@@ -1,0 +1,231 @@
+"""How fast the engine runs a file on this machine, and how near that is to what memory allows.
+
+Prefill is a prompt of random tokens as one text, decoding random tokens one after another from an empty context: what
+llama.cpp's llama-bench measures as pp and tg. The tokens don't matter for the speed, and none is drawn.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fewbits import _native
+from fewbits.checkpoint.checkpoint import Checkpoint
+from fewbits.checkpoint.file_tensor import FileTensor
+from fewbits.checkpoint.gguf import open_gguf
+from fewbits.engine.engine import Engine, KvCache, open_engine
+from fewbits.errors import EngineError
+from fewbits.progress import Progress, Silent
+
+_EXPERT = re.compile(r"\.ffn_(gate|up|down)_exps\.")
+# Where the system doesn't say how large its last cache is.
+_USUAL_CACHE = 64 << 20
+_SMALLEST_BUFFER = 256 << 20
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured. Figures per second are medians of the repetitions.
+
+    Attributes:
+        path: the file.
+        threads: that computed.
+        prompt_tokens: of the prompt.
+        generated_tokens: that were decoded.
+        repetitions: of both; one more before them isn't counted.
+        prefill_tokens_per_second: of the prompt.
+        decode_tokens_per_second: one token at a time, from an empty context on.
+        read_bandwidth_bytes_per_second: at which the same number of threads reads a buffer that no cache holds.
+        read_bandwidth_buffer_bytes: its size.
+        bytes_per_token: weights that decoding reads for each token; keys and values come on top.
+        bandwidth_share: `bytes_per_token` times tokens per second over the bandwidth. More than 1 is possible for files
+            that a cache holds.
+        load_seconds: opening the file, with its bytes in the system's cache or not, as it was found.
+        seconds_to_first_token: of the first prompt, right after loading.
+        peak_memory_bytes: most that the process held at once, the mapped file's resident pages among it, before the
+            bandwidth was measured; None where the system doesn't say.
+        engine_memory_bytes: what the engine holds beyond the mapped file.
+        instruction_set: of the kernels.
+    """
+
+    path: str
+    threads: int
+    prompt_tokens: int
+    generated_tokens: int
+    repetitions: int
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+    read_bandwidth_bytes_per_second: float
+    read_bandwidth_buffer_bytes: int
+    bytes_per_token: int
+    bandwidth_share: float
+    load_seconds: float
+    seconds_to_first_token: float
+    peak_memory_bytes: int | None
+    engine_memory_bytes: int
+    instruction_set: str
+
+    def describe(self) -> str:
+        """The figures for people, a line each."""
+        peak = "unknown" if self.peak_memory_bytes is None else f"{self.peak_memory_bytes / 1e6:,.0f} MB"
+        rows = (
+            ("prefill", f"{self.prefill_tokens_per_second:,.1f} tokens/s ({self.prompt_tokens} tokens)"),
+            ("decode", f"{self.decode_tokens_per_second:,.1f} tokens/s ({self.generated_tokens} tokens)"),
+            ("read per token", f"{self.bytes_per_token / 1e6:,.1f} MB of weights"),
+            (
+                "memory",
+                f"{self.read_bandwidth_bytes_per_second / 1e9:,.1f} GB/s read from "
+                f"{self.read_bandwidth_buffer_bytes / 1e6:,.0f} MB; decoding uses {self.bandwidth_share:.0%} of it",
+            ),
+            ("load", f"{self.load_seconds:.3f} s, first token {self.seconds_to_first_token:.3f} s later"),
+            (
+                "peak memory",
+                f"{peak}; the engine holds {self.engine_memory_bytes / 1e6:,.0f} MB beyond the file",
+            ),
+            (
+                "run",
+                f"{self.threads} threads, {self.instruction_set}, median of {self.repetitions} repetitions",
+            ),
+        )
+        return "\n".join(f"{name:<18} {value}" for name, value in rows)
+
+
+def measure(
+    path: str | Path,
+    *,
+    prompt: int = 512,
+    generate: int = 128,
+    repetitions: int = 5,
+    threads: int | None = None,
+    kv_cache: KvCache = "f16",
+    progress: Progress | None = None,
+) -> Speed:
+    """Time prefill, decoding and reading memory, in this process, by the wall clock.
+
+    Args:
+        path: GGUF file.
+        prompt: tokens of the prompt.
+        generate: tokens to decode.
+        repetitions: counted ones.
+        threads: None for all cores that this process may use.
+        kv_cache: as for `open_engine`.
+        progress: told of repetitions done.
+
+    Raises:
+        CheckpointError: not a GGUF file that can be read.
+        EngineError: the engine doesn't know it, or a number is out of range.
+    """
+    for what, value in (("prompt", prompt), ("generate", generate), ("repetitions", repetitions)):
+        if value < 1:
+            raise EngineError(f"{what} must be positive", found=value, allowed="1 or more")
+    progress = progress or Silent()
+    started = time.perf_counter()
+    engine = open_engine(path, threads=threads, context=max(prompt, generate), kv_cache=kv_cache)
+    loaded = time.perf_counter()
+    progress.stage("bench", 2 * (repetitions + 1), "runs")
+    text = np.random.default_rng(0).integers(0, engine.vocabulary, max(prompt, generate)).astype(np.int32)
+    prefill, decode, first = _times(engine, text, prompt, generate, repetitions, progress)
+    peak = peak_memory()
+    held = engine.memory_bytes
+    read = bytes_per_token(open_gguf(Path(path)))
+    count = engine.threads
+    del engine
+    buffer = _buffer_bytes()
+    bandwidth = _native.read_bandwidth(buffer, count, 10)
+    speed = generate / statistics.median(decode)
+    return Speed(
+        path=str(path),
+        threads=count,
+        prompt_tokens=prompt,
+        generated_tokens=generate,
+        repetitions=repetitions,
+        prefill_tokens_per_second=prompt / statistics.median(prefill),
+        decode_tokens_per_second=speed,
+        read_bandwidth_bytes_per_second=bandwidth,
+        read_bandwidth_buffer_bytes=buffer,
+        bytes_per_token=read,
+        bandwidth_share=read * speed / bandwidth,
+        load_seconds=loaded - started,
+        seconds_to_first_token=first,
+        peak_memory_bytes=peak,
+        engine_memory_bytes=held,
+        instruction_set=_native.isa(),
+    )
+
+
+def _times(
+    engine: Engine,
+    text: np.ndarray[tuple[int], np.dtype[np.int32]],
+    prompt: int,
+    generate: int,
+    repetitions: int,
+    progress: Progress,
+) -> tuple[list[float], list[float], float]:
+    """Seconds of each prefill and each decoding, and of the very first prefill."""
+
+    def prefill() -> None:
+        engine.step(np.zeros(prompt, np.int32), text[:prompt], [prompt - 1])
+
+    def decode() -> None:
+        for token in text[:generate]:
+            engine.step([0], [token], [0])
+
+    def timed(work: Callable[[], None]) -> list[float]:
+        seconds = []
+        for _ in range(repetitions + 1):
+            engine.truncate(0, 0)
+            started = time.perf_counter()
+            work()
+            seconds.append(time.perf_counter() - started)
+            progress.advance(1, "")
+        return seconds
+
+    prefills, decodings = timed(prefill), timed(decode)
+    return prefills[1:], decodings[1:], prefills[0]
+
+
+def bytes_per_token(checkpoint: Checkpoint) -> int:
+    """Bytes of a GGUF file's weights that decoding a token reads.
+
+    Of an embedding that is no head that is a row, and of experts those that are used.
+    """
+    architecture = checkpoint.metadata.get("general.architecture")
+    experts = int(checkpoint.metadata.get(f"{architecture}.expert_count", 0))
+    used = int(checkpoint.metadata.get(f"{architecture}.expert_used_count", 0))
+    total = 0
+    for name, tensor in checkpoint.tensors.items():
+        assert isinstance(tensor, FileTensor)  # of a GGUF file
+        if name == "token_embd.weight" and "output.weight" in checkpoint.tensors:
+            total += tensor.nbytes // tensor.shape[0]  # a row
+        elif _EXPERT.search(name) and experts:
+            total += tensor.nbytes * used // experts
+        elif name != "rope_freqs.weight":
+            total += tensor.nbytes
+    return total
+
+
+def peak_memory() -> int | None:
+    """Most bytes of memory that this process has held at once, or None where the system doesn't say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else 1024 * peak)
+
+
+def _buffer_bytes() -> int:
+    """Twice the last cache, as the system tells it, and 256 MB at least."""
+    try:
+        cache = os.sysconf("SC_LEVEL3_CACHE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        cache = 0
+    return max(_SMALLEST_BUFFER, 2 * (cache if cache > 0 else _USUAL_CACHE))
