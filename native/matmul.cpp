@@ -2,7 +2,12 @@
 #include "kernels/matmul.h"
 
 #include <cstdlib>
+#include <new>
 #include <string>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -42,21 +47,38 @@ const MatmulKernels& kernels_of(const std::string& name) {
 using BlockRows = Array<const std::uint8_t, 2>;
 using Vectors = Array<const float, 2>;
 
-// Zeroed memory on a boundary of 64 bytes.
-struct Buffer {
-    explicit Buffer(std::size_t bytes) : held(bytes + 64) {}
-    std::uint8_t* data() { return held.data() + (64 - reinterpret_cast<std::uintptr_t>(held.data()) % 64); }
-    std::vector<std::uint8_t> held;
+// Memory in huge pages where there are some: matrices are read faster from those.
+class Buffer {
+  public:
+    explicit Buffer(std::size_t bytes)
+        : bytes_((bytes + kPage - 1) / kPage * kPage), data_(new (std::align_val_t{kPage}) std::uint8_t[bytes_]) {
+#ifdef __linux__
+        madvise(data_, bytes_, MADV_HUGEPAGE);
+#endif
+    }
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+    ~Buffer() { ::operator delete[](data_, std::align_val_t{kPage}); }
+    std::uint8_t* data() const { return data_; }
+
+  private:
+    static constexpr std::size_t kPage = std::size_t{1} << 21;
+    std::size_t bytes_;
+    std::uint8_t* data_;
 };
+
+engine::Matrix matrix_of(std::uint32_t type, const BlockRows& blocks, std::size_t columns) {
+    const engine::BlockFormat* format = engine::find_format(type);
+    require(format && columns % format->columns == 0 && blocks.shape(1) == columns / format->columns * format->bytes);
+    return {format->encoding, blocks.shape(0), columns, nullptr};
+}
 
 // A matrix as the engine holds it.
 class Packed {
   public:
-    Packed(std::uint32_t type, BlockRows blocks, std::size_t columns) : buffer_(0) {
+    Packed(std::uint32_t type, BlockRows blocks, std::size_t columns)
+        : matrix_(matrix_of(type, blocks, columns)), buffer_(matrix_.bytes()) {
         const engine::BlockFormat* format = engine::find_format(type);
-        require(format && columns % format->columns == 0 && blocks.shape(1) == columns / format->columns * format->bytes);
-        matrix_ = {format->encoding, blocks.shape(0), columns, nullptr};
-        buffer_ = Buffer(matrix_.bytes());
         matrix_.data = buffer_.data();
         const std::size_t band_bytes = matrix_.encoding.band_bytes(columns), row_bytes = blocks.shape(1);
         for (std::size_t band = 0; band < matrix_.bands(); ++band) {

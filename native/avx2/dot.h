@@ -13,7 +13,7 @@ namespace fewbits::FEWBITS_ISA {
 namespace {
 
 constexpr int kTile = 4;    // 8 running dot products in 16 registers
-constexpr int kDirect = 2;
+constexpr int kDirect = 4;
 constexpr bool kRaised = false;     // products of raised codes would overflow 16 bits
 constexpr bool kSignedWide = true;
 
@@ -96,6 +96,8 @@ inline void add(Chain& chain, const Factor& codes, const std::int8_t* quad) {
         a = _mm256_add_epi16(chain.short_a, a);
         b = _mm256_add_epi16(chain.short_b, b);
     }
+    // Keeps the order of the sums: GCC would rather add in pairs, and write all products to memory meanwhile.
+    asm("" : "+x"(a), "+x"(b));
     if constexpr (kStep % kLimit != kLimit - 1) {
         chain.short_a = a;
         chain.short_b = b;

@@ -20,19 +20,9 @@ void nibbles(const std::uint8_t* p, std::uint8_t* codes) {
     }
 }
 
-// Eight bits as 0 or 1 in eight bytes.
-std::uint64_t spread(std::uint8_t bits) {
-    const std::uint64_t each = bits * 0x0101010101010101u & 0x8040201008040201u;  // bit i stays in byte i
-    return (each + 0x7F7F7F7F7F7F7F7Fu) >> 7 & 0x0101010101010101u;
-}
-
 void fifth_bits(const std::uint8_t* p, std::uint8_t* codes) {
-    for (std::size_t i = 0; i < 4; ++i) {
-        std::uint64_t eight;
-        std::memcpy(&eight, codes + 8 * i, 8);
-        eight |= spread(p[i]) << 4;
-        std::memcpy(codes + 8 * i, &eight, 8);
-    }
+    for (std::size_t byte = 0; byte < 4; ++byte)
+        for (std::size_t i = 0; i < 8; ++i) codes[8 * byte + i] |= static_cast<std::uint8_t>(((p[byte] >> i) & 1) << 4);
 }
 
 // {f16 d; 16 bytes of nibbles}: Q4_0, IQ4_NL

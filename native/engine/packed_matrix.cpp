@@ -6,42 +6,42 @@ namespace fewbits::engine {
 
 namespace {
 
-// A quad of codes, each a byte: what of it goes to a plane, moved to `place`.
-std::uint32_t bits_of(std::uint32_t quad, std::uint32_t mask, unsigned shift, unsigned place) {
-    return (quad >> shift & mask) << place;
+// The codes of 16 rows by quads of columns, as the vectors of a plane hold them.
+using Quads = std::uint8_t[kSlab / 4][4 * kBand];
+
+// A byte of a plane holds `per_byte` fields of `bits` bits, from bit `from` of the codes of as many quads.
+void put_plane(const Quads& quads, unsigned bits, unsigned from, std::uint8_t* plane) {
+    const unsigned per_byte = 8 / bits;
+    const auto mask = static_cast<std::uint8_t>((1u << bits) - 1);
+    for (std::size_t v = 0; v < kSlab / 4 / per_byte; ++v) {
+        std::uint8_t vector[4 * kBand] = {};
+        for (unsigned k = 0; k < per_byte; ++k)
+            for (std::size_t i = 0; i < 4 * kBand; ++i)
+                vector[i] |= static_cast<std::uint8_t>(((quads[v * per_byte + k][i] >> from) & mask) << (bits * k));
+        std::memcpy(plane + v * sizeof vector, vector, sizeof vector);
+    }
 }
 
-// A row's 32 codes, quad by quad: lanes of 32 bits, so that sixteen rows fill a vector.
-void put_codes(std::uint8_t* planes, unsigned bits, std::size_t row, const std::uint8_t* codes) {
-    constexpr std::size_t kQuads = kSlab / 4, kVector = 4 * kBand;
-    std::uint32_t quads[kQuads];
-    std::memcpy(quads, codes, sizeof quads);
-    std::uint8_t* at = planes + 4 * row;
-    const auto put = [&at](std::uint32_t word) {
-        std::memcpy(at, &word, sizeof word);
-        at += kVector;
-    };
+void put_codes(const Group (&groups)[kBand], unsigned bits, std::uint8_t* planes) {
+    Quads quads;
+    for (std::size_t q = 0; q < kSlab / 4; ++q)
+        for (std::size_t r = 0; r < kBand; ++r) std::memcpy(quads[q] + 4 * r, groups[r].codes + 4 * q, 4);
     if (bits == 8) {
-        for (const std::uint32_t quad : quads) put(quad);
+        std::memcpy(planes, quads, sizeof quads);
         return;
     }
-    unsigned shift = 0;
+    unsigned from = 0;
     if (bits >= 4) {
-        for (std::size_t q = 0; q < kQuads; q += 2)
-            put(bits_of(quads[q], 0x0F0F0F0F, 0, 0) | bits_of(quads[q + 1], 0x0F0F0F0F, 0, 4));
-        shift = 4;
+        put_plane(quads, 4, from, planes);
+        planes += 256;
+        from += 4;
     }
     if ((bits & 3) >= 2) {
-        for (std::size_t q = 0; q < kQuads; q += 4)
-            put(bits_of(quads[q], 0x03030303, shift, 0) | bits_of(quads[q + 1], 0x03030303, shift, 2) |
-                bits_of(quads[q + 2], 0x03030303, shift, 4) | bits_of(quads[q + 3], 0x03030303, shift, 6));
-        shift += 2;
+        put_plane(quads, 2, from, planes);
+        planes += 128;
+        from += 2;
     }
-    if (bits & 1) {
-        std::uint32_t word = 0;
-        for (unsigned q = 0; q < kQuads; ++q) word |= bits_of(quads[q], 0x01010101, shift, q);
-        put(word);
-    }
+    if (bits & 1) put_plane(quads, 1, from, planes);
 }
 
 void put_half(std::uint8_t* to, std::size_t row, std::uint16_t bits) { std::memcpy(to + 2 * row, &bits, 2); }
@@ -61,35 +61,37 @@ void put_scales(std::uint8_t* to, Scales scales, std::size_t row, const Group& g
     }
 }
 
-void pack_floats(std::size_t bytes, const std::uint8_t* rows, std::size_t count, std::size_t columns, std::uint8_t* out) {
-    for (std::size_t r = 0; r < count; ++r)
-        for (std::size_t c = 0; c < columns; ++c)
-            std::memcpy(out + bytes * (kBand * c + r), rows + bytes * (r * columns + c), bytes);
+template <typename Number>
+void pack_floats(const std::uint8_t* rows, std::size_t count, std::size_t columns, std::uint8_t* out) {
+    constexpr std::size_t kBytes = sizeof(Number);
+    for (std::size_t c = 0; c < columns; ++c)
+        for (std::size_t r = 0; r < count; ++r) std::memcpy(out + kBytes * (kBand * c + r), rows + kBytes * (r * columns + c), kBytes);
 }
 
 }  // namespace
 
 void pack_band(const BlockFormat& format, const std::uint8_t* rows, std::size_t count, std::size_t columns, std::uint8_t* out) {
     const Encoding& encoding = format.encoding;
-    if (count < kBand) std::memset(out, 0, encoding.band_bytes(columns));
-    if (are_floats(encoding.scales)) return pack_floats(encoding.bits / 8, rows, count, columns, out);
-    const std::size_t row_bytes = columns / format.columns * format.bytes, groups = columns / kSlab;
+    std::memset(out, 0, encoding.band_bytes(columns));
+    if (encoding.scales == Scales::kFloat32) return pack_floats<std::uint32_t>(rows, count, columns, out);
+    if (are_floats(encoding.scales)) return pack_floats<std::uint16_t>(rows, count, columns, out);
+    const std::size_t row_bytes = columns / format.columns * format.bytes, slabs = columns / kSlab;
     const std::size_t code_bytes = kBand * kSlab * encoding.bits / 8, super = super_bytes(encoding.scales);
-    for (std::size_t g = 0; g < groups; ++g) {
-        const std::size_t supers = g / (kSuper / kSlab);
-        std::uint8_t* slab = out + g * encoding.slab_bytes() + (supers + 1) * kBand * super;
+    for (std::size_t g = 0; g < slabs; ++g) {
+        const bool first_of_super = super && g % (kSuper / kSlab) == 0;
+        std::uint8_t* factors = out;
+        if (first_of_super) out += kBand * super;
         const std::size_t block = g * kSlab / format.columns, within = g - block * format.columns / kSlab;
+        Group groups[kBand] = {};
         for (std::size_t r = 0; r < count; ++r) {
-            Group group{};
-            format.read(rows + r * row_bytes + block * format.bytes, within, group);
-            put_codes(slab, encoding.bits, r, group.codes);
-            put_scales(slab + code_bytes, encoding.scales, r, group);
-            if (super && g % (kSuper / kSlab) == 0) {
-                std::uint8_t* factors = slab - kBand * super;
-                put_half(factors, r, group.super[0]);
-                if (super == 4) put_half(factors + 2 * kBand, r, group.super[1]);
-            }
+            format.read(rows + r * row_bytes + block * format.bytes, within, groups[r]);
+            put_scales(out + code_bytes, encoding.scales, r, groups[r]);
+            if (!first_of_super) continue;
+            put_half(factors, r, groups[r].super[0]);
+            if (super == 4) put_half(factors + 2 * kBand, r, groups[r].super[1]);
         }
+        put_codes(groups, encoding.bits, out);
+        out += encoding.slab_bytes();
     }
 }
 

@@ -38,8 +38,8 @@ app.command()(verify)
 app.command()(targets)
 app.command()(generate)
 app.command()(chat)
-app.command()(serve)
 app.command()(bench)
+app.command()(serve)
 
 
 def _print_version(wanted: bool) -> None:
