@@ -69,8 +69,8 @@ CacheType cache_type(const std::string& name) {
 class Engine {
   public:
     Engine(const nb::dict& config, const std::map<std::string, TensorTuple>& tensors, std::size_t threads, std::size_t context,
-           std::size_t sequences, const std::string& cache)
-        : model_(make(config, tensors, threads, context, sequences, cache)) {}
+           std::size_t sequences, const std::string& cache, bool mapped)
+        : model_(make(config, tensors, threads, context, sequences, cache, mapped)) {}
 
     nb::ndarray<nb::numpy, float, nb::ndim<2>> step(Tokens sequences, Tokens tokens, Tokens wanted) {
         require(sequences.shape(0) == tokens.shape(0));
@@ -93,7 +93,8 @@ class Engine {
 
   private:
     static std::unique_ptr<Model> make(const nb::dict& config, const std::map<std::string, TensorTuple>& tensors,
-                                       std::size_t threads, std::size_t context, std::size_t sequences, const std::string& cache) {
+                                       std::size_t threads, std::size_t context, std::size_t sequences, const std::string& cache,
+                                       bool mapped) {
         engine::Tensors views;
         for (const auto& [name, tensor] : tensors) {
             const auto& [type, columns, rows, bytes] = tensor;
@@ -104,7 +105,7 @@ class Engine {
         const MatmulIsa& isa = matmul_isas().front();
         nb::gil_scoped_release release;
         return std::make_unique<Model>(std::move(read), views, engine::Kernels{isa.kernels, isa.transformer}, threads, context,
-                                       sequences, type);
+                                       sequences, type, mapped);
     }
 
     std::size_t checked(std::size_t sequence) const {
@@ -120,8 +121,9 @@ class Engine {
 void bind_engine(nb::module_& module) {
     nb::class_<Engine>(module, "Engine")
         .def(nb::init<const nb::dict&, const std::map<std::string, TensorTuple>&, std::size_t, std::size_t, std::size_t,
-                      const std::string&>(),
-             nb::arg("config"), nb::arg("tensors"), nb::arg("threads"), nb::arg("context"), nb::arg("sequences"), nb::arg("cache"))
+                      const std::string&, bool>(),
+             nb::arg("config"), nb::arg("tensors"), nb::arg("threads"), nb::arg("context"), nb::arg("sequences"), nb::arg("cache"),
+             nb::arg("mapped") = false)
         .def("step", &Engine::step, nb::arg("sequences"), nb::arg("tokens"), nb::arg("wanted"))
         .def("length", &Engine::length, nb::arg("sequence"))
         .def("truncate", &Engine::truncate, nb::arg("sequence"), nb::arg("length"))

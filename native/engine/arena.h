@@ -16,6 +16,18 @@
 
 namespace fewbits::engine {
 
+// Whole pages among these bytes of a file's mapping leave memory; they can be read again.
+inline void give_back(const std::uint8_t* from, std::size_t bytes) {
+#if defined(MADV_DONTNEED)
+    constexpr std::uintptr_t kPage = 16384;  // a multiple of every system's
+    const std::uintptr_t first = (reinterpret_cast<std::uintptr_t>(from) + kPage - 1) / kPage * kPage;
+    const std::uintptr_t last = (reinterpret_cast<std::uintptr_t>(from) + bytes) / kPage * kPage;
+    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+#else
+    (void)from, (void)bytes;
+#endif
+}
+
 class Arena {
 public:
     Arena() = default;

@@ -26,9 +26,9 @@ struct Scratch;
 
 class Model {
 public:
-    // The tensors' memory must outlive the model.
+    // The tensors' memory must outlive the model. `mapped`: see Weights.
     Model(Config config, const Tensors& tensors, Kernels kernels, std::size_t threads, std::size_t context,
-          std::size_t sequences, CacheType cache);
+          std::size_t sequences, CacheType cache, bool mapped = false);
     ~Model();
 
     // Appends tokens[i] to sequences[i] for all i < count, in order; logits [wanted_count, vocabulary] of the places in `wanted`,

@@ -41,6 +41,9 @@ std::size_t row_bytes(const std::string& name, const TensorView& view) {
     return view.columns / format->columns * format->bytes;
 }
 
+// Bands that a thread packs before it looks for more.
+constexpr std::size_t kBandsAtOnce = 32;
+
 }  // namespace
 
 const TensorView* Weights::find_optional(const std::string& name) const {
@@ -128,7 +131,8 @@ void Weights::load_experts(const std::string& prefix, Block& block) {
     }
 }
 
-Weights::Weights(const Config& config, const Tensors& tensors, ThreadTeam& team) : config_(config), tensors_(tensors) {
+Weights::Weights(const Config& config, const Tensors& tensors, ThreadTeam& team, bool mapped)
+    : config_(config), tensors_(tensors) {
     embedding_ = find("token_embd.weight");
     embedding_format_ = find_format(embedding_.type);
     if (embedding_.columns != config.hidden || embedding_.rows != config.vocabulary)
@@ -141,10 +145,10 @@ Weights::Weights(const Config& config, const Tensors& tensors, ThreadTeam& team)
     }
     final_norm = vector("output_norm.weight", config.hidden);
     head = linear(find_optional("output.weight") ? "output" : "token_embd", config.vocabulary, config.hidden);
-    pack(team);
+    pack(team, mapped);
 }
 
-void Weights::pack(ThreadTeam& team) {
+void Weights::pack(ThreadTeam& team, bool mapped) {
     std::vector<Linear*> all;
     const auto add = [&](Linear& linear) {
         if (linear.source) all.push_back(&linear);
@@ -168,15 +172,21 @@ void Weights::pack(ThreadTeam& team) {
     packed_ = Arena(bytes + 4096, true);  // kernels prefetch beyond the end
     for (std::size_t i = 0; i < all.size(); ++i) all[i]->matrix.data = packed_.data() + offsets[i];
     team.run([&](Member& member) {
-        member.share(first_band.back(), 8, [&](std::size_t first, std::size_t last) {
-            for (std::size_t unit = first; unit < last; ++unit) {
+        member.share(first_band.back(), kBandsAtOnce, [&](std::size_t first, std::size_t last) {
+            for (std::size_t unit = first; unit < last;) {
                 const std::size_t i = std::upper_bound(first_band.begin(), first_band.end(), unit) - first_band.begin() - 1;
+                const std::size_t end = std::min(last, first_band[i + 1]);
                 const Linear& linear = *all[i];
-                const std::size_t band = unit - first_band[i], row = band * kBand;
                 const std::size_t bytes_of_row = linear.columns / linear.source->columns * linear.source->bytes;
-                pack_band(*linear.source, linear.blocks + row * bytes_of_row,
-                          std::min(kBand, linear.rows - row), linear.columns,
-                          const_cast<std::uint8_t*>(linear.matrix.band(band)));
+                const std::size_t row = (unit - first_band[i]) * kBand;
+                const std::uint8_t* from = linear.blocks + row * bytes_of_row;
+                for (; unit < end; ++unit) {
+                    const std::size_t band = unit - first_band[i], start = band * kBand;
+                    pack_band(*linear.source, linear.blocks + start * bytes_of_row, std::min(kBand, linear.rows - start),
+                              linear.columns, const_cast<std::uint8_t*>(linear.matrix.band(band)));
+                }
+                const std::size_t rows = std::min((end - first_band[i]) * kBand, linear.rows) - row;
+                if (mapped) give_back(from, rows * bytes_of_row);
             }
         });
     });

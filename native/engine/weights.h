@@ -54,7 +54,8 @@ struct Block {
 class Weights {
 public:
     // Throws std::invalid_argument, naming the tensor, where one is missing or has another shape or type than it must have.
-    Weights(const Config& config, const Tensors& tensors, ThreadTeam& team);
+    // `mapped`: the tensors' bytes are of a file's mapping, whose pages are given back as soon as they have been packed.
+    Weights(const Config& config, const Tensors& tensors, ThreadTeam& team, bool mapped);
 
     // A token's row of the embedding, float32 [hidden].
     void embed(std::size_t token, float* out) const;
@@ -72,7 +73,7 @@ private:
     void load_attention(const std::string& prefix, Block& block);
     void load_feed_forward(const std::string& prefix, Block& block);
     void load_experts(const std::string& prefix, Block& block);
-    void pack(ThreadTeam& team);
+    void pack(ThreadTeam& team, bool mapped);
 
     const Config& config_;
     const Tensors& tensors_;

@@ -176,6 +176,7 @@ class Engine:
         context: int,
         sequences: int,
         cache: str,
+        mapped: bool = False,
     ) -> None: ...
     def step(
         self,

@@ -58,7 +58,7 @@ class Engine:
         tensors = {name: _tensor(tensor, maps) for name, tensor in checkpoint.tensors.items()}
         try:
             self._native = _native.Engine(
-                description.config, tensors, threads, self.context, sequences, kv_cache
+                description.config, tensors, threads, self.context, sequences, kv_cache, mapped=True
             )
         except ValueError as error:
             raise EngineError(f"{checkpoint.path} can't be run", found=str(error)) from error
