@@ -97,7 +97,7 @@ class Packed {
         const Inputs inputs = place_inputs(x.data(), count, matrix_.columns, buffer.data());
         for (std::size_t i = 0; i < repeats; ++i) {
             if (!engine::are_floats(matrix_.encoding.scales)) kernels.round(inputs, 0, count);
-            kernels.multiply(matrix_, inputs, 0, matrix_.bands(), out.data(), matrix_.rows);
+            kernels.multiply(matrix_, inputs, 0, matrix_.bands(), out.data(), matrix_.rows, false);
         }
     }
 

@@ -18,7 +18,7 @@ void add_bias(float* out, const float* bias, std::size_t size) {
 
 void Forward::run() {
     const std::vector<Block>& blocks = weights_.blocks;
-    begin_inputs(rows_.normed, batch_.count, config_.hidden);
+    begin_inputs(rows_.normed, batch_.count, config_.hidden, true);
     each_row(batch_.count, [&](std::size_t row) {
         embed(row);
         norm_and_round(row, blocks[0].attention_norm);
@@ -43,12 +43,17 @@ void Forward::embed(std::size_t row) {
         }
 }
 
-void Forward::begin_inputs(const float* values, std::size_t count, std::size_t columns) {
+void Forward::begin_inputs(const float* values, std::size_t count, std::size_t columns, bool fine) {
     inputs_ = place_inputs(values, count, columns, rows_.inputs);
+    rest_ = fine ? place_inputs(rows_.rest, count, columns, rows_.rest_inputs) : Inputs{};
 }
 
 void Forward::round(std::size_t row) {
-    if (inputs_.columns % kSlab == 0) matmul_.round(inputs_, row, row + 1);
+    if (inputs_.columns % kSlab) return;  // of matrices of floats
+    matmul_.round(inputs_, row, row + 1);
+    if (!rest_.count) return;
+    matmul_.residual(inputs_, row, rows_.rest + row * inputs_.columns);
+    matmul_.round(rest_, row, row + 1);
 }
 
 void Forward::norm_and_round(std::size_t row, const float* weight) {
@@ -70,14 +75,22 @@ void Forward::multiply(const Part* parts, std::size_t part_count, float* out, st
         for (std::size_t p = 0; p < part_count && start < last; ++p) {
             const Linear& linear = parts[p].linear;
             const std::size_t end = start + linear.bands(), from = std::max(first, start), to = std::min(last, end);
-            if (from < to) matmul_.multiply(linear.matrix, inputs_, from - start, to - start, out + parts[p].offset, stride);
+            if (from < to) multiply_bands(parts[p], from - start, to - start, out + parts[p].offset, stride);
             start = end;
         }
     });
 }
 
+void Forward::multiply_bands(const Part& part, std::size_t first, std::size_t last, float* out, std::size_t stride) {
+    const Matrix& matrix = part.linear.matrix;
+    matmul_.multiply(matrix, inputs_, first, last, out, stride, false);
+    const std::size_t fine = std::max(first, part.fine_from);
+    if (rest_.count && fine < last && !are_floats(matrix.encoding.scales))
+        matmul_.multiply(matrix, rest_, fine, last, out, stride, true);
+}
+
 void Forward::multiply(const Linear& linear, float* out) {
-    const Part part{linear, 0};
+    const Part part{linear, 0, 0};
     multiply(&part, 1, out, linear.rows);
 }
 
@@ -101,10 +114,10 @@ void Forward::attention(std::size_t b) {
     const Block& block = weights_.blocks[b];
     multiply(block.qkv.data(), block.qkv.size(), scratch_.qkv, scratch_.qkv_size);
     attend(b);
-    begin_inputs(scratch_.attended, batch_.count, config_.query_size());
+    begin_inputs(scratch_.attended, batch_.count, config_.query_size(), last(b));
     each_row(batch_.count, [&](std::size_t row) { round(row); });
     multiply(block.out, scratch_.result);
-    begin_inputs(rows_.normed, batch_.count, config_.hidden);
+    begin_inputs(rows_.normed, batch_.count, config_.hidden, last(b));
     each_row(batch_.count, [&](std::size_t row) {
         add_residual(row, &block.out, block.attention_after);
         norm_and_round(row, block.feed_norm);
@@ -129,12 +142,12 @@ void Forward::feed_forward(std::size_t b) {
                 member_.share(batch_.count, 1, [&](std::size_t row, std::size_t) {
                     add_bias(scratch_.gate_up + row * 2 * size + part.offset, part.linear.bias, part.linear.rows);
                 });
-        begin_inputs(rows_.product, batch_.count, size);
+        begin_inputs(rows_.product, batch_.count, size, last(b));
         each_row(batch_.count, [&](std::size_t row) { activate(row, size); });
         multiply(block.down, scratch_.result);
     }
     const Linear* biased = config_.experts ? nullptr : &block.down;
-    begin_inputs(rows_.normed, batch_.count, config_.hidden);
+    begin_inputs(rows_.normed, batch_.count, config_.hidden, true);
     each_row(batch_.count, [&](std::size_t row) {
         add_residual(row, biased, block.feed_after);
         if (b + 1 < config_.blocks) norm_and_round(row, weights_.blocks[b + 1].attention_norm);
@@ -143,17 +156,17 @@ void Forward::feed_forward(std::size_t b) {
 
 void Forward::head() {
     const std::size_t hidden = config_.hidden, count = batch_.wanted.size(), vocabulary = config_.vocabulary;
-    begin_inputs(rows_.normed, count, hidden);
+    begin_inputs(rows_.normed, count, hidden, true);
     each_row(count, [&](std::size_t i) {
         other_.rms_norm(rows_.x + batch_.wanted[i] * hidden, weights_.final_norm, hidden, config_.epsilon,
                         rows_.normed + i * hidden);
         round(i);
     });
-    multiply(weights_.head, batch_.logits);
-    if (config_.logit_factor == 1 && config_.logit_cap == 0 && !weights_.head.bias) return;
+    multiply(&weights_.head, 1, batch_.logits, vocabulary);
+    if (config_.logit_factor == 1 && config_.logit_cap == 0 && !weights_.head.linear.bias) return;
     member_.share(count, 1, [&](std::size_t i, std::size_t) {
         float* row = batch_.logits + i * vocabulary;
-        if (weights_.head.bias) add_bias(row, weights_.head.bias, vocabulary);
+        if (weights_.head.linear.bias) add_bias(row, weights_.head.linear.bias, vocabulary);
         if (config_.logit_factor != 1) other_.scale(row, config_.logit_factor, vocabulary);
         if (config_.logit_cap != 0) other_.soft_cap(row, config_.logit_cap, vocabulary);
     });

@@ -49,12 +49,14 @@ private:
     // x += result, with a bias and a norm of its own before if there are.
     void add_residual(std::size_t row, const Linear* biased, const float* after);
     void activate(std::size_t row, std::size_t size);
-    // The inputs of the next product: `values` [count, columns], of which rows are rounded by `round`.
-    void begin_inputs(const float* values, std::size_t count, std::size_t columns);
+    // The inputs of the next product: `values` [count, columns], of which rows are rounded by `round`. `fine`: what that takes
+    // from them is rounded too, for parts that want it.
+    void begin_inputs(const float* values, std::size_t count, std::size_t columns, bool fine = false);
     void round(std::size_t row);
     void norm_and_round(std::size_t row, const float* weight);
     // out[n * stride + offset + row] for all parts and the inputs. It ends with all waiting.
     void multiply(const Part* parts, std::size_t part_count, float* out, std::size_t stride);
+    void multiply_bands(const Part& part, std::size_t first, std::size_t last, float* out, std::size_t stride);
     void multiply(const Linear& linear, float* out);
 
     // f(row) for all rows: shared, then all wait; or by every thread for itself.
@@ -69,6 +71,9 @@ private:
         });
     }
 
+    // The last block's products all take fine inputs: nothing comes after it that would average what rounding does.
+    bool last(std::size_t b) const { return b + 1 == config_.blocks; }
+
     const Config& config_;
     const Weights& weights_;
     const KvCache& cache_;
@@ -79,7 +84,7 @@ private:
     Member& member_;
     const bool alone_;
     Rows& rows_;
-    Inputs inputs_;
+    Inputs inputs_, rest_;
 };
 
 }  // namespace fewbits::engine

@@ -38,9 +38,10 @@ Rows::Rows(const Config& config, std::size_t feed_size, std::size_t rows) {
     const std::size_t used = std::max<std::size_t>(1, config.experts_used), hidden = config.hidden;
     const std::size_t input = (std::max({hidden, config.query_size(), feed_size}) + kSlab - 1) / kSlab * kSlab;
     // An expert's rows are at most the batch's: a row chooses it once.
-    arena = allot({{&x, hidden}, {&normed, hidden}, {&product, feed_size}, {&gathered, config.experts ? hidden : 0},
+    arena = allot({{&x, hidden}, {&normed, hidden}, {&rest, input}, {&product, feed_size}, {&gathered, config.experts ? hidden : 0},
                    {&expert_out, config.experts ? used * hidden : 0}},
-                  rows, input_bytes(rows, input), &inputs);
+                  rows, 2 * input_bytes(rows, input), &inputs);
+    rest_inputs = static_cast<std::uint8_t*>(inputs) + input_bytes(rows, input);
     std::size_t pairs = 0;
     for (const Rope& rope : config.ropes) pairs += rope.frequencies.size();
     cosines.resize(rows * pairs);

@@ -17,8 +17,8 @@ namespace fewbits::engine {
 struct Rows {
     Rows(const Config& config, std::size_t feed_size, std::size_t rows);
 
-    float *x, *normed, *product, *gathered, *expert_out;
-    void* inputs;                          // room of the rounded inputs
+    float *x, *normed, *rest, *product, *gathered, *expert_out;
+    void *inputs, *rest_inputs;            // room of rounded inputs, and of what that took from them
     std::vector<float> cosines, sines;     // [row][rope][half]
     std::vector<std::uint32_t> chosen;     // [row][used] experts
     std::vector<float> chosen_weight;

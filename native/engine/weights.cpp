@@ -87,11 +87,11 @@ void Weights::load_attention(const std::string& prefix, Block& block) {
     const std::size_t q = config_.query_size(), kv = config_.kv_size(), hidden = config_.hidden;
     block.attention_norm = vector(prefix + "attn_norm.weight", hidden, true);
     if (find_optional(prefix + "attn_qkv.weight")) {
-        block.qkv.push_back({linear(prefix + "attn_qkv", q + 2 * kv, hidden), 0});
+        block.qkv.push_back({linear(prefix + "attn_qkv", q + 2 * kv, hidden), 0, (q + kv + kBand - 1) / kBand});
     } else {
         block.qkv.push_back({linear(prefix + "attn_q", q, hidden), 0});
         block.qkv.push_back({linear(prefix + "attn_k", kv, hidden), q});
-        block.qkv.push_back({linear(prefix + "attn_v", kv, hidden), q + kv});
+        block.qkv.push_back({linear(prefix + "attn_v", kv, hidden), q + kv, 0});
     }
     if (const TensorView* norm = find_optional(prefix + "attn_q_norm.weight")) {
         block.query_norm_size = norm->columns == config_.head_size ? config_.head_size : q;
@@ -143,8 +143,10 @@ Weights::Weights(const Config& config, const Tensors& tensors, ThreadTeam& team,
         load_attention(prefix, block);
         load_feed_forward(prefix, block);
     }
+    for (std::vector<Part>* parts : {&blocks.back().qkv, &blocks.back().gate_up})
+        for (Part& part : *parts) part.fine_from = 0;
     final_norm = vector("output_norm.weight", config.hidden);
-    head = linear(find_optional("output.weight") ? "output" : "token_embd", config.vocabulary, config.hidden);
+    head = {linear(find_optional("output.weight") ? "output" : "token_embd", config.vocabulary, config.hidden), 0, 0};
     pack(team, mapped);
 }
 
@@ -161,7 +163,7 @@ void Weights::pack(ThreadTeam& team, bool mapped) {
         for (Linear& down : block.expert_down) add(down);
         add(block.out), add(block.down), add(block.router);
     }
-    add(head);
+    add(head.linear);
     std::size_t bytes = 0;
     std::vector<std::size_t> offsets, first_band{0};
     for (const Linear* linear : all) {

@@ -38,6 +38,8 @@ struct Linear {
 struct Part {
     Linear linear;
     std::size_t offset = 0;
+    // Bands from this one on take inputs of twice 8 bits: what they give isn't averaged by what follows.
+    std::size_t fine_from = SIZE_MAX;
 };
 
 struct Block {
@@ -63,7 +65,7 @@ public:
 
     std::vector<Block> blocks;
     const float* final_norm = nullptr;
-    Linear head;
+    Part head;
 
 private:
     const TensorView& find(const std::string& name) const;

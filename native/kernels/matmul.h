@@ -40,9 +40,11 @@ inline Inputs place_inputs(const float* values, std::size_t count, std::size_t c
 struct MatmulKernels {
     // Round inputs [first, last); not needed for matrices of floats.
     void (*round)(const Inputs& inputs, std::size_t first, std::size_t last);
-    // out[n * stride + row] for all inputs n and the rows of bands [first, last).
+    // What rounding took from an input: out [columns] = value - scale * code.
+    void (*residual)(const Inputs& inputs, std::size_t index, float* out);
+    // out[n * stride + row], or what is added to it, for all inputs n and the rows of bands [first, last).
     void (*multiply)(const engine::Matrix& matrix, const Inputs& inputs, std::size_t first, std::size_t last, float* out,
-                     std::size_t stride);
+                     std::size_t stride, bool add);
 };
 
 namespace portable { extern const MatmulKernels matmul; }

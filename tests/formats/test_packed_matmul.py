@@ -139,6 +139,21 @@ def test_products_of_floats(name, isa, count):
     assert_close(found, weight, x)
 
 
+@pytest.mark.parametrize("isa", _native.packed_isas())
+@pytest.mark.parametrize("name", [*FORMATS, *FLOATS])
+def test_a_vector_gets_the_same_numbers_among_any_others(name, isa):
+    kind, columns = GGML_TYPES[name], 512
+    rng = np.random.default_rng(1)
+    data = rng.integers(0, 60, (40, kind.row_bytes(columns))).astype(np.uint8)  # no float16 or float32 is NaN
+    x = rng.standard_normal((37, columns)).astype(np.float32)
+
+    together = multiply(kind.number, data, columns, x, 40, isa)
+
+    for count in (1, 2, 3, 5, 8, 9, 16):
+        some = multiply(kind.number, data, columns, np.ascontiguousarray(x[5 : 5 + count]), 40, isa)
+        assert np.array_equal(some, together[5 : 5 + count])
+
+
 def test_the_instruction_set_has_to_exist():
     matrix = _native.PackedMatrix(0, np.zeros((1, 4), np.uint8), 1)
     with pytest.raises(ValueError, match="instruction set"):
