@@ -1,6 +1,7 @@
 # make demo   a real model quantized, compared and run, from nothing, in .venv
 # make test   every test, in .venv
 # make test-runtimes   every runtime in an environment of its own, and docs/targets.md
+# make serve-load MODEL=FILE.gguf   the server under load for MINUTES (10)
 # make lint   formatting, lint, types, generated docs
 # make fix    apply formatting and safe lint fixes
 
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 THREADS ?= 2
 
-.PHONY: demo test test-runtimes lint fix install docs clean
+.PHONY: demo test test-runtimes serve-load lint fix install docs clean
 
 NATIVE := CMakeLists.txt $(wildcard native/*.cpp native/*/*)
 
@@ -37,6 +38,9 @@ test: $(VENV)/installed-dev
 
 test-runtimes: $(VENV)/installed-dev
 	$(BIN)/python tests_runtimes/run.py $(RUNTIMES)
+
+serve-load: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/serve_load.py $(MODEL) --minutes $(or $(MINUTES),10)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check
