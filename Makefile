@@ -2,6 +2,7 @@
 # make test   every test, in .venv
 # make test-runtimes   every runtime in an environment of its own, and docs/targets.md
 # make fuzz   what reads files in C++ on arbitrary bytes, for ten minutes
+# make serve-load MODEL=FILE.gguf   the server under load for MINUTES (10)
 # make lint   formatting, lint, types, generated docs
 # make fix    apply formatting and safe lint fixes
 
@@ -12,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 THREADS ?= 2
 FUZZ_SECONDS ?= 600
 
-.PHONY: demo test test-runtimes fuzz lint fix install docs clean
+.PHONY: demo test test-runtimes fuzz serve-load lint fix install docs clean
 
 NATIVE := CMakeLists.txt $(wildcard native/*.cpp native/*/*)
 
@@ -42,6 +43,9 @@ test-runtimes: $(VENV)/installed-dev
 
 fuzz: $(VENV)/installed-dev
 	FEWBITS_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest -o timeout=0 tests/fuzz/test_native_fuzz.py
+
+serve-load: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/serve_load.py $(MODEL) --minutes $(or $(MINUTES),10)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check

@@ -213,7 +213,7 @@ BAD_TEXT: tuple[tuple[dict[str, Any], str, str], ...] = (
     ({"prompt": "a", "temperature": -1}, "temperature", "0 to 100"),
     ({"prompt": "a", "temperature": "hot"}, "temperature", 'found "hot"'),
     ({"prompt": "a", "top_p": 1.01}, "top_p", "0 to 1"),
-    ({"prompt": "a", "top_k": -2}, "top_k", "-1 or more"),
+    ({"prompt": "a", "top_k": -2}, "top_k", "from -1 to"),
     ({"prompt": "a", "min_p": 2}, "min_p", "0 to 1"),
     ({"prompt": "a", "repetition_penalty": 0}, "repetition_penalty", "0.01 to 100"),
     ({"prompt": "a", "seed": 1 << 70}, "seed", "an integer from"),

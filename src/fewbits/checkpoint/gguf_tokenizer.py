@@ -84,6 +84,13 @@ class GgufTokenizer:
             ids = [*ids, self.eos_id]
         return ids
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a prompt: begun as the model wants it, if the text (as chat templates do) doesn't begin so."""
+        ids = self.encode(text, add_special=False)
+        if self.add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
+            ids.insert(0, self.bos_id)
+        return ids
+
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of token ids, control tokens left out unless `skip_special` is False."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=skip_special)

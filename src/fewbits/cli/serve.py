@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from fewbits.cli.failure import reported
+from fewbits.cli.sampling_options import Context, KvCache, Threads
 from fewbits.errors import MissingExtraError, ServingError
 
 
@@ -28,14 +29,12 @@ def serve(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the model in requests. Default: the file's.")] = None,
     slots: Annotated[int, typer.Option(help="Answers that are written at a time.")] = 4,
-    context: Annotated[
-        int | None, typer.Option(help="Tokens of prompt and answer. Default: the model's, 4096 at most.")
-    ] = None,
-    kv_cache: Annotated[str, typer.Option(help="f16, q8 or q4.")] = "f16",
+    context: Context = None,
+    kv_cache: KvCache = "f16",
     queue: Annotated[int, typer.Option(help="Requests that may wait; more are told to come back.")] = 128,
     max_body: Annotated[str, typer.Option(help="Size of a request at most.")] = "4MiB",
     step_tokens: Annotated[int, typer.Option(help="Tokens computed together at most.")] = 256,
-    threads: Annotated[int | None, typer.Option(help="Default: all cores.")] = None,
+    threads: Threads = None,
 ) -> None:
     """Answer OpenAI's clients: chat completions and completions, streamed or not, many at a time."""
     with reported():

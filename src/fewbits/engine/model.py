@@ -148,12 +148,7 @@ class Model:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt; names of special tokens are those tokens, and a text begins as the model wants."""
-        ids = self.tokenizer.encode(text, add_special=False)
-        first = self.tokenizer.bos_id
-        # Chat templates usually write it themselves.
-        if self.tokenizer.add_bos and first is not None and ids[:1] != [first]:
-            ids.insert(0, first)
-        return ids
+        return self.tokenizer.encode_prompt(text)
 
     def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """A conversation (``role`` and ``content`` of each message) in the model's markup, up to its next answer.

@@ -185,13 +185,13 @@ class GgufTokenizer(_ChatMarkup):
         return self._pieces
 
     def _render(self, template: Any, messages: Sequence[Mapping[str, Any]], answer: bool) -> str:
-        ends = sorted(self.eos_ids)
+        end = self._tokenizer.eos_id
         return render_conversation(
             template,
             messages,
             answer,
             bos_token="" if self.bos_id is None else self._pieces[self.bos_id],
-            eos_token=self._pieces[ends[0]] if ends else "",
+            eos_token="" if end is None else self._pieces[end],
         )
 
 

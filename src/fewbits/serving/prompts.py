@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fewbits.checkpoint.gguf_tokenizer import GgufTokenizer
 from fewbits.errors import EvaluationError, RequestError
-from fewbits.language_model.text_tokenizer import render_conversation
+from fewbits.language_model import text_tokenizer
 
 
 class PromptReader:
     """Reads prompts; may be used by several threads at a time."""
 
-    def __init__(self, tokenizer: GgufTokenizer, vocabulary: int) -> None:
-        """A reader for one model; `vocabulary`: token ids are below it."""
+    def __init__(self, tokenizer: GgufTokenizer, metadata: Mapping[str, Any], vocabulary: int) -> None:
+        """A reader for one model: its tokenizer, its file's metadata, and how many tokens there are."""
         self._tokenizer = tokenizer
+        self._markup = text_tokenizer.GgufTokenizer(metadata, tokenizer)
         self._vocabulary = vocabulary
 
     def conversation(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
@@ -23,22 +25,15 @@ class PromptReader:
         Raises:
             RequestError: the model has no chat template, or its template refuses these messages.
         """
-        template = self._tokenizer.chat_template
-        if not template:
+        if not self._tokenizer.chat_template:
             raise RequestError(
                 "the model has no chat template", action="Use /v1/completions", param="messages"
             )
         try:
-            text = render_conversation(
-                template,
-                messages,
-                True,
-                bos_token=self._text(self._tokenizer.bos_id),
-                eos_token=self._text(self._tokenizer.eos_id),
-            )
+            text = self._markup.chat_prompt(messages)
         except EvaluationError as error:
             raise RequestError(error.what, found=error.found, param="messages") from error
-        return self._tokens(text, "messages")
+        return _not_empty(self._tokenizer.encode_prompt(text), "messages")
 
     def prompt(self, prompt: str | Sequence[int]) -> list[int]:
         """Token ids of a text, in which names of control tokens count as those, or of ids taken as they are.
@@ -47,7 +42,7 @@ class PromptReader:
             RequestError: no tokens, or ids that the model doesn't have.
         """
         if isinstance(prompt, str):
-            return self._tokens(prompt, "prompt")
+            return _not_empty(self._tokenizer.encode_prompt(prompt), "prompt")
         outside = [token for token in prompt if not 0 <= token < self._vocabulary]
         if outside:
             raise RequestError(
@@ -57,17 +52,6 @@ class PromptReader:
                 param="prompt",
             )
         return _not_empty(list(prompt), "prompt")
-
-    def _tokens(self, text: str, param: str) -> list[int]:
-        ids = self._tokenizer.encode(text, add_special=False)
-        first = self._tokenizer.bos_id
-        # Chat templates usually write the first token themselves.
-        if self._tokenizer.add_bos and first is not None and ids[:1] != [first]:
-            ids.insert(0, first)
-        return _not_empty(ids, param)
-
-    def _text(self, token: int | None) -> str:
-        return "" if token is None else str(self._tokenizer.tokenizer.id_to_token(token) or "")
 
 
 def _not_empty(ids: list[int], param: str) -> list[int]:

@@ -10,11 +10,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
-from secrets import randbits
 from typing import Any
 
+from fewbits.engine.sampling import Sampling
 from fewbits.errors import RequestError
-from fewbits.serving.sampling import Sampling
 
 _MAX_STOPS = 16
 _MAX_TOP_LOGPROBS = 20
@@ -166,13 +165,14 @@ def _parameters(fields: _Fields, max_tokens: int | None, top_logprobs: int | Non
         options or {}, frozenset(("include_usage", "include_obfuscation")), "stream_options."
     )
     seed = fields.optional_integer("seed", -(1 << 63), (1 << 63) - 1)
+    top_p = fields.number("top_p", 1.0, 0.0, 1.0)
     sampling = Sampling(
         temperature=fields.number("temperature", 1.0, 0.0, 100.0),
-        top_k=max(0, fields.integer("top_k", 0, -1)),
-        top_p=fields.number("top_p", 1.0, 0.0, 1.0),
+        top_k=max(0, fields.integer("top_k", 0, -1, (1 << 31) - 1)) if top_p else 1,
+        top_p=top_p or 1.0,
         min_p=fields.number("min_p", 0.0, 0.0, 1.0),
         repetition_penalty=fields.number("repetition_penalty", 1.0, 0.01, 100.0),
-        seed=randbits(63) if seed is None else seed % (1 << 63),
+        seed=None if seed is None else seed % (1 << 64),
     )
     return Parameters(
         model=model,

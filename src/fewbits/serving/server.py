@@ -61,7 +61,7 @@ class Server:
         host, port = self._socket.getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self.scheduler = Scheduler(engine, queue_limit=options.queue_limit, step_tokens=options.step_tokens)
-        prompts = PromptReader(tokenizer, engine.vocabulary)
+        prompts = PromptReader(tokenizer, engine.metadata, engine.vocabulary)
         service = Service(model, tokenizer, prompts, self.scheduler, engine.context)
         app = make_app(service, api_key=options.api_key, body_limit=options.body_limit)
         config = uvicorn.Config(

@@ -20,7 +20,6 @@ from fewbits.serving.events import EventStream, RunningRequest
 from fewbits.serving.prompts import PromptReader
 from fewbits.serving.requests import ChatRequest, Parameters, TextRequest
 from fewbits.serving.responses import Answer, ChatAnswer, TextAnswer, error_body
-from fewbits.serving.sampling import NumpySampler
 from fewbits.serving.scheduler import Scheduler
 
 _LOG = logging.getLogger(__name__)
@@ -103,7 +102,7 @@ class Service:
         return Completion(
             prompt=prompt,
             limit=room if parameters.max_tokens is None else min(parameters.max_tokens, room),
-            sampler=NumpySampler(parameters.sampling),
+            sampler=parameters.sampling.sampler(),
             text=TextStream(self.tokenizer.token_bytes, parameters.stop),
             end_ids=self.tokenizer.eos_ids,
             on_event=running.receiver(index),
