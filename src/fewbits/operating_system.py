@@ -8,10 +8,8 @@ import sys
 
 def usable_cores() -> int:
     """Processor cores that this process may use; where the system doesn't say, those that there are."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    else:  # mypy sees one system only
-        return os.cpu_count() or 1
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def lock_file(descriptor: int, *, wait: bool = False) -> None:
