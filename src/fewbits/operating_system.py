@@ -8,9 +8,8 @@ import sys
 
 def usable_cores() -> int:
     """Processor cores that this process may use; where the system doesn't say, those that there are."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    allowed = getattr(os, "sched_getaffinity", None)  # Linux
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def lock_file(descriptor: int, *, wait: bool = False) -> None:

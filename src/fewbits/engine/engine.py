@@ -134,7 +134,7 @@ def open_engine(
 
     Raises:
         CheckpointError: not a GGUF file that can be read.
-        EngineError: an architecture or a type of tensor that the engine doesn't know, settings out of range, or too little
+        EngineError: an architecture or a type of tensor that the engine doesn't know, settings out of range, or no
             memory for them.
     """
     if kv_cache not in get_args(KvCache):
