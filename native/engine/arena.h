@@ -9,6 +9,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <sys/mman.h>
@@ -61,8 +62,12 @@ public:
         if (bytes >> 30) throw std::bad_alloc();
         void* found = std::memset(::operator new(bytes, std::align_val_t{64}), 0, bytes);
 #elif defined(__unix__) || defined(__APPLE__)
-        void* found = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (found == MAP_FAILED) throw std::bad_alloc();
+        spare_ = large_pages ? kLargePage : 0;
+        base_ = mmap(nullptr, bytes + spare_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (base_ == MAP_FAILED) throw std::bad_alloc();
+        void* found = base_;
+        std::size_t room = bytes + spare_;
+        if (large_pages) std::align(kLargePage, bytes, found, room);
 #if defined(MADV_HUGEPAGE)
         if (large_pages) madvise(found, bytes, MADV_HUGEPAGE);
 #endif
@@ -74,11 +79,11 @@ public:
         data_ = static_cast<std::uint8_t*>(found);
     }
     ~Arena() { release(); }
-    Arena(Arena&& other) noexcept : data_(other.data_), bytes_(other.bytes_) { other.data_ = nullptr, other.bytes_ = 0; }
+    Arena(Arena&& other) noexcept { *this = std::move(other); }
     Arena& operator=(Arena&& other) noexcept {
         if (this != &other) {
             release();
-            data_ = other.data_, bytes_ = other.bytes_;
+            data_ = other.data_, base_ = other.base_, bytes_ = other.bytes_, spare_ = other.spare_;
             other.data_ = nullptr, other.bytes_ = 0;
         }
         return *this;
@@ -102,14 +107,16 @@ private:
 #ifdef FEWBITS_ADDRESS_SANITIZER
         ::operator delete(data_, std::align_val_t{64});
 #elif defined(__unix__) || defined(__APPLE__)
-        munmap(data_, bytes_);
+        munmap(base_, bytes_ + spare_);
 #else
         std::free(data_);
 #endif
         data_ = nullptr;
     }
+    static constexpr std::size_t kLargePage = std::size_t{1} << 21;
     std::uint8_t* data_ = nullptr;
-    std::size_t bytes_ = 0;
+    void* base_ = nullptr;     // where the mapping begins, up to `spare_` bytes before the data
+    std::size_t bytes_ = 0, spare_ = 0;
 };
 
 }  // namespace fewbits::engine

@@ -8,8 +8,8 @@ import sys
 
 def usable_cores() -> int:
     """Processor cores that this process may use; where the system doesn't say, those that there are."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    allowed = getattr(os, "sched_getaffinity", None)  # Linux
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def lock_file(descriptor: int, *, wait: bool = False) -> None:

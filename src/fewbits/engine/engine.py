@@ -134,8 +134,8 @@ def open_engine(
 
     Raises:
         CheckpointError: not a GGUF file that can be read.
-        EngineError: an architecture or a type of tensor that the engine doesn't know, settings out of range, or too
-            little memory for them.
+        EngineError: an architecture or a type of tensor that the engine doesn't know, settings out of range, or no
+            memory for them.
     """
     if kv_cache not in get_args(KvCache):
         raise EngineError("no such key-value cache", found=kv_cache, allowed=", ".join(get_args(KvCache)))
