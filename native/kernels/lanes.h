@@ -1,22 +1,83 @@
-// Sixteen float32 side by side, in GCC's and Clang's vector types: one register where there is AVX-512, several where not.
-// Everything here rounds as NumPy does, one operation at a time.
+// Some float32 side by side, in GCC's and Clang's vector types: FEWBITS_LANES of them, or sixteen, which is one register where
+// there is AVX-512. Everything here rounds as NumPy does, one operation at a time.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#ifndef FEWBITS_LANES
+#define FEWBITS_LANES 16
+#endif
+
 namespace fewbits::FEWBITS_ISA {
 
 namespace {
 
-constexpr std::size_t kLanes = 16;
+constexpr std::size_t kLanes = FEWBITS_LANES;
 
-typedef float Lanes __attribute__((vector_size(64)));
-typedef std::int32_t Bits __attribute__((vector_size(64)));
+typedef float Lanes __attribute__((vector_size(4 * FEWBITS_LANES)));
+typedef std::int32_t Bits __attribute__((vector_size(4 * FEWBITS_LANES)));
 
 inline Lanes all(float number) { return Lanes{} + number; }
+
+// Compilers make several instructions of a comparison and a choice, where there is one for both: a > b ? a : b. Rounding is
+// to the nearest integer, of two as near the even one; |x| at most 2^22, above 2^23 a float32 has no fraction.
+#if defined(__AVX512F__) && FEWBITS_LANES == 16
+
+inline Lanes larger(Lanes a, Lanes b) {
+    return reinterpret_cast<Lanes>(_mm512_max_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+}
+inline Lanes smaller(Lanes a, Lanes b) {
+    return reinterpret_cast<Lanes>(_mm512_min_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+}
+inline Lanes nearest(Lanes x) {
+    constexpr int kToEven = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    return reinterpret_cast<Lanes>(_mm512_roundscale_ps(reinterpret_cast<__m512>(x), kToEven));
+}
+inline Lanes look_up(const float* table, Lanes position) {
+    const __m512i at = _mm512_cvttps_epi32(reinterpret_cast<__m512>(position));
+    return reinterpret_cast<Lanes>(_mm512_i32gather_ps(at, table, 4));
+}
+
+#elif defined(__AVX2__) && FEWBITS_LANES == 8
+
+inline Lanes larger(Lanes a, Lanes b) {
+    return reinterpret_cast<Lanes>(_mm256_max_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+}
+inline Lanes smaller(Lanes a, Lanes b) {
+    return reinterpret_cast<Lanes>(_mm256_min_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+}
+inline Lanes nearest(Lanes x) {
+    constexpr int kToEven = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    return reinterpret_cast<Lanes>(_mm256_round_ps(reinterpret_cast<__m256>(x), kToEven));
+}
+inline Lanes look_up(const float* table, Lanes position) {
+    const __m256i at = _mm256_cvttps_epi32(reinterpret_cast<__m256>(position));
+    return reinterpret_cast<Lanes>(_mm256_i32gather_ps(table, at, 4));
+}
+
+#else
+
 inline Lanes larger(Lanes a, Lanes b) { return a > b ? a : b; }
 inline Lanes smaller(Lanes a, Lanes b) { return a < b ? a : b; }
+inline Lanes nearest(Lanes x) {
+    const Bits bits = reinterpret_cast<Bits>(x), top = Bits{} + static_cast<std::int32_t>(0x80000000u);
+    const Lanes rounded = (reinterpret_cast<Lanes>(bits & ~top) + 0x1p23f) - 0x1p23f;
+    return reinterpret_cast<Lanes>((reinterpret_cast<Bits>(rounded) & ~top) | (bits & top));
+}
+// The entries of a table at whole numbers.
+inline Lanes look_up(const float* table, Lanes position) {
+    Lanes found{};
+    for (std::size_t i = 0; i < kLanes; ++i) found[i] = table[static_cast<std::int32_t>(position[i])];
+    return found;
+}
+
+#endif
+
 inline Lanes clip(Lanes x, Lanes low, Lanes high) { return smaller(larger(x, low), high); }
 inline Lanes magnitude(Lanes x) { return reinterpret_cast<Lanes>(reinterpret_cast<Bits>(x) & 0x7FFFFFFF); }
 
@@ -24,9 +85,6 @@ inline Lanes with_sign_of(Lanes x, Lanes sign) {
     const Bits top = Bits{} + static_cast<std::int32_t>(0x80000000u);
     return reinterpret_cast<Lanes>((reinterpret_cast<Bits>(x) & ~top) | (reinterpret_cast<Bits>(sign) & top));
 }
-
-// To the nearest integer, of two as near the even one; |x| at most 2^22. Above 2^23 a float32 has no fraction.
-inline Lanes nearest(Lanes x) { return with_sign_of((magnitude(x) + 0x1p23f) - 0x1p23f, x); }
 
 // 1 / x, and 0 where x is 0.
 inline Lanes reciprocal(Lanes x) { return x != 0 ? 1.0f / x : Lanes{}; }

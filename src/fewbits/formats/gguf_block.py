@@ -249,8 +249,9 @@ def fold(values: Codes, bits: int, span: int) -> Bytes:
     """
     width = values.shape[1] * bits // 8
     runs = values.reshape(len(values), width // span, 8 // bits, span)
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    folded: Bytes = np.bitwise_or.reduce(runs << shifts[:, None], axis=2)
+    folded: Bytes = runs[:, :, 0].copy()
+    for i in range(1, 8 // bits):  # several times as fast as a reduction over this short axis
+        folded |= runs[:, :, i] << np.uint8(i * bits)
     return folded.reshape(len(values), width)
 
 
