@@ -54,7 +54,6 @@ Config config_of(const nb::dict& values) {
         config.ropes.push_back({std::move(std::get<0>(rope)), std::get<1>(rope)});
     config.rope_of = entry<std::vector<std::size_t>>(values, "rope_of");
     config.window = entry<std::vector<std::size_t>>(values, "window");
-    require_sound(config);
     return config;
 }
 

@@ -27,7 +27,7 @@ std::vector<QueryRows> group_rows(const Config& config, const Batch& batch) {
 
 Model::Model(Config config, const Tensors& tensors, Kernels kernels, std::size_t threads, std::size_t context,
              std::size_t sequences, CacheType cache, bool mapped)
-    : config_(std::move(config)), context_(context), team_(threads), weights_(config_, tensors, team_, mapped),
+    : config_((require_sound(config), std::move(config))), context_(context), team_(threads), weights_(config_, tensors, team_, mapped),
       cache_(cache, config_.blocks, config_.kv_heads, config_.padded_head(), context, sequences), lengths_(sequences),
       scratch_(std::make_unique<Scratch>(config_, weights_, team_.size())), kernels_(kernels) {}
 
