@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import fewbits
-from conftest import write_llama
+from tests.conftest import write_llama
 from fewbits.checkpoint.gguf import open_gguf
 from fewbits.checkpoint.gguf_tokenizer import GgufTokenizer, tokenizer_from_metadata
 from fewbits.engine.engine import Engine, open_engine

@@ -181,18 +181,19 @@ inline std::int32_t sum_of(__m256i x) {
 
 // 32 numbers as codes -127 … 127, what one step of the codes is worth (NaN where one isn't finite), and the codes' sums by halves.
 inline float round_block(const float* x, std::int8_t* codes, std::int32_t (&sums)[2]) {
-    __m256 part[4], most = _mm256_setzero_ps();
+    __m256 part[4], most = _mm256_setzero_ps(), finite = _mm256_castsi256_ps(_mm256_set1_epi32(-1));
     const __m256 sign = _mm256_set1_ps(-0.0f);
     for (int i = 0; i < 4; ++i) {
         part[i] = _mm256_loadu_ps(x + 8 * i);
+        finite = _mm256_and_ps(finite, _mm256_cmp_ps(part[i], part[i], _CMP_ORD_Q));
         most = _mm256_max_ps(most, _mm256_andnot_ps(sign, part[i]));
     }
     __m128 four = _mm_max_ps(_mm256_castps256_ps128(most), _mm256_extractf128_ps(most, 1));
     four = _mm_max_ps(four, _mm_movehl_ps(four, four));
     const float peak = _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
-    const __m256 steps = _mm256_set1_ps(peak > 1e-30f ? 127.0f / peak : 0.0f);
+    // Beside NaN the peak isn't one.
+    const __m256 steps = _mm256_set1_ps(_mm256_movemask_ps(finite) == 0xFF && peak > 1e-30f ? 127.0f / peak : 0.0f);
     __m256i rounded[4];
-    __m256 finite = _mm256_castsi256_ps(_mm256_set1_epi32(-1));
     for (int i = 0; i < 4; ++i) {
         const __m256 code = _mm256_mul_ps(part[i], steps), ordered = _mm256_cmp_ps(code, code, _CMP_ORD_Q);
         finite = _mm256_and_ps(finite, ordered);

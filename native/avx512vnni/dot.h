@@ -83,7 +83,9 @@ inline void prefetch(const std::uint8_t* from) { _mm_prefetch(reinterpret_cast<c
 inline float round_block(const float* x, std::int8_t* codes, std::int32_t (&sums)[2]) {
     const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
     const float peak = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
-    const __m512 steps = _mm512_set1_ps(peak > 1e-30f ? 127.0f / peak : 0.0f);
+    // Beside NaN the peak isn't one.
+    const bool numbers = (_mm512_cmp_ps_mask(a, a, _CMP_ORD_Q) & _mm512_cmp_ps_mask(b, b, _CMP_ORD_Q)) == 0xFFFF;
+    const __m512 steps = _mm512_set1_ps(numbers && peak > 1e-30f ? 127.0f / peak : 0.0f);
     const __m512 c = _mm512_mul_ps(a, steps), d = _mm512_mul_ps(b, steps);
     const __mmask16 of_c = _mm512_cmp_ps_mask(c, c, _CMP_ORD_Q), of_d = _mm512_cmp_ps_mask(d, d, _CMP_ORD_Q);
     const __m512i first = _mm512_maskz_cvtps_epi32(of_c, c), second = _mm512_maskz_cvtps_epi32(of_d, d);
@@ -91,7 +93,7 @@ inline float round_block(const float* x, std::int8_t* codes, std::int32_t (&sums
     _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + 16), _mm512_cvtepi32_epi8(second));
     sums[0] = _mm512_reduce_add_epi32(first);
     sums[1] = _mm512_reduce_add_epi32(second);
-    return (of_c & of_d) == 0xFFFF ? peak / 127.0f : NAN;
+    return numbers && (of_c & of_d) == 0xFFFF ? peak / 127.0f : NAN;
 }
 
 }  // namespace

@@ -20,7 +20,7 @@ void multiply(const MatmulIsa& isa, const engine::Matrix& matrix, const Exactly<
     const Exactly<float> out(count * matrix.rows);
     const Inputs inputs = fewbits::place_inputs(x.data(), count, matrix.columns, room.data());
     if (matrix.columns % engine::kSlab == 0) isa.kernels.round(inputs, 0, count);
-    isa.kernels.multiply(matrix, inputs, 0, matrix.bands(), out.data(), matrix.rows);
+    isa.kernels.multiply(matrix, inputs, 0, matrix.bands(), out.data(), matrix.rows, false);
 }
 
 void use_vectors(const MatmulIsa& isa, const Exactly<float>& x, Choices& choices) {
