@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import fewbits
 from tests.conftest import write_llama
+
+import fewbits
 from fewbits.checkpoint.gguf import open_gguf
 from fewbits.checkpoint.gguf_tokenizer import GgufTokenizer, tokenizer_from_metadata
 from fewbits.engine.engine import Engine, open_engine
