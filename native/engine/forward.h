@@ -60,16 +60,18 @@ private:
     void multiply_bands(const Part& part, std::size_t first, std::size_t last, float* out, std::size_t stride);
     void multiply(const Linear& linear, float* out);
 
-    // f(row) for all rows: shared, then all wait; or by every thread for itself.
+    // f(row) for all rows, shared; then all wait.
     template <typename Function>
-    void each_row(std::size_t count, Function&& f) {
-        if (alone_) {
-            for (std::size_t row = 0; row < count; ++row) f(row);
-            return;
-        }
+    void share_rows(std::size_t count, Function&& f) {
         member_.share(count, std::max<std::size_t>(1, count / (member_.size * 8)), [&](std::size_t first, std::size_t last) {
             for (std::size_t row = first; row < last; ++row) f(row);
         });
+    }
+    // The same, or by every thread for itself.
+    template <typename Function>
+    void each_row(std::size_t count, Function&& f) {
+        if (!alone_) return share_rows(count, f);
+        for (std::size_t row = 0; row < count; ++row) f(row);
     }
 
     // The last block's products all take fine inputs: nothing comes after it that would average what rounding does.

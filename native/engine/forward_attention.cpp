@@ -99,11 +99,7 @@ void Forward::attend(std::size_t b) {
     // A single row's heads need nothing of each other, unless there are norms over all of them.
     const bool separate = alone_ && !split && splits(config_) == 1 && block.query_norm_size <= config_.head_size &&
                           std::none_of(block.qkv.begin(), block.qkv.end(), [](const Part& p) { return p.linear.bias; });
-    if (!separate)
-        member_.share(batch_.count, std::max<std::size_t>(1, batch_.count / (member_.size * 8)),
-                      [&](std::size_t first, std::size_t last) {
-                          for (std::size_t row = first; row < last; ++row) turn(b, row);
-                      });
+    if (!separate) share_rows(batch_.count, [&](std::size_t row) { turn(b, row); });
     if (split) return attend_split(b, chunks);
     member_.share(tasks, 1, [&](std::size_t index, std::size_t) {
         alignas(64) float part[kAttendRows * (2 + kMaxHead)];

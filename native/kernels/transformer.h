@@ -59,8 +59,6 @@ struct TransformerKernels {
     // Adds a stretch's result to that of the stretches before it: total and part as in Attention.
     void (*merge)(std::size_t rows, std::size_t size, float* peak, float* sum, float* out, const float* part_peak,
                   const float* part_sum, const float* part_out);
-    // The place of the largest; the first of equals.
-    std::size_t (*largest)(const float* x, std::size_t size);
 };
 
 // Bytes of a head's cache for so many positions, a multiple of kTile.

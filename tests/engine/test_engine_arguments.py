@@ -94,12 +94,20 @@ def test_a_context_beyond_float32s_whole_numbers_is_refused(model):
         open_engine(model, context=1 << 25)
 
 
-def test_a_cache_that_there_is_no_memory_for_is_refused(model):
-    script = (
+def run_in_3_gib(script, model):
+    """What a process that has so much address space prints; the model is its argument."""
+    limited = (
         "import resource, sys\n"
         "from fewbits.engine.engine import open_engine\n"
         "from fewbits.errors import EngineError\n"
         "resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))\n"
+    )
+    command = [sys.executable, "-c", limited + script, str(model)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_cache_that_there_is_no_memory_for_is_refused(model):
+    script = (
         "try:\n"
         "    open_engine(sys.argv[1], threads=1, context=1 << 22, sequences=8)\n"
         "except EngineError as error:\n"
@@ -107,30 +115,19 @@ def test_a_cache_that_there_is_no_memory_for_is_refused(model):
         "print(open_engine(sys.argv[1], threads=1, context=64).step([0], [1], [0]).shape)\n"
     )
 
-    ran = subprocess.run(
-        [sys.executable, "-c", script, str(model)], capture_output=True, text=True, check=True
-    )
+    printed = run_in_3_gib(script, model)
 
     # Two blocks of 64 numbers, keys and values of 2 bytes: 512 bytes a position.
-    assert "16.0 GiB for keys and values" in ran.stdout
-    assert "shorter context" in ran.stdout
-    assert f"(1, {VOCABULARY})" in ran.stdout
+    assert "16.0 GiB for keys and values" in printed
+    assert "shorter context" in printed
+    assert f"(1, {VOCABULARY})" in printed
 
 
 def test_more_threads_than_the_system_starts_are_refused(model):
     script = (
-        "import resource, sys\n"
-        "from fewbits.engine.engine import open_engine\n"
-        "from fewbits.errors import EngineError\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))\n"
-        "try:\n"
-        "    open_engine(sys.argv[1], threads=5000)\n"
-        "except EngineError as error:\n"
-        "    print(error)\n"
+        "try:\n    open_engine(sys.argv[1], threads=5000)\nexcept EngineError as error:\n    print(error)\n"
     )
 
-    ran = subprocess.run(
-        [sys.executable, "-c", script, str(model)], capture_output=True, text=True, check=True
-    )
+    printed = run_in_3_gib(script, model)
 
-    assert "threads, not 5000" in ran.stdout
+    assert "threads, not 5000" in printed
