@@ -99,7 +99,6 @@ def common_arguments(description: str, results: Path) -> argparse.ArgumentParser
 def parse_arguments() -> argparse.Namespace:
     parser = common_arguments(__doc__, RESULTS)
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2])
-    parser.add_argument("--tune", action="store_true", help="fewbits' best tunes scales and norms as well")
     parser.add_argument(
         "--rounding", action="store_true", help="plain rounding between least and largest, too"
     )
@@ -144,8 +143,7 @@ def jobs(arguments: argparse.Namespace) -> Iterator[tuple[int, str, str, Make | 
         for effort in arguments.effort:
             code = fewbits_code()
             version = f"fewbits {code['version']} (sources {code['sources'][:12]})"
-            tuned = ", tuned" if effort == "best" and arguments.tune else ""
-            yield bits, f"fewbits {effort}{tuned}", version, partial(make_by_fewbits, arguments, effort, bits)
+            yield bits, f"fewbits {effort}", version, partial(make_by_fewbits, arguments, effort, bits)
 
 
 def made_and_measured(make: Make | Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -177,8 +175,8 @@ def make_by_peer(
 
 
 def statistics_folder(arguments: argparse.Namespace, method: str) -> Path:
-    """Where the statistics of an effort ("fewbits EFFORT…") by this code are kept: the first run gathers them."""
-    effort = method.split()[1].rstrip(",")
+    """Where the statistics of an effort ("fewbits EFFORT") by this code are kept: the first run gathers them."""
+    effort = method.split()[1]
     folder: Path = arguments.work / f"cache-integers-{effort}-{fewbits_code()['sources'][:12]}"
     return folder
 
@@ -191,8 +189,6 @@ def make_by_fewbits(arguments: argparse.Namespace, effort: str, bits: int, outpu
     options += ["--threads", str(arguments.threads)]
     if effort != "fast":
         options += ["--calibration", str(arguments.calibration)]
-    if effort == "best" and arguments.tune:
-        options += ["--tune", "--memory", "8GB"]
     return run_measured([*command, *options], {**os.environ, "FEWBITS_CACHE": str(cache)})
 
 

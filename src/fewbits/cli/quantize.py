@@ -16,9 +16,7 @@ ALGORITHM = "How codes are chosen: rtn, hqq; calibrated: imatrix, gptq, signroun
 FOLD = (
     "Move scales of channels between norms and weights where that makes rounding cost less. No for adapters."
 )
-TUNE = (
-    "With effort best: train scales and norms at the end, to predict as the original does. For 2 and 3 bits."
-)
+TUNE = "Whether effort best trains scales and norms at the end, to predict as the original does. Default: it does."
 KV_CACHE = "Write calibrated scales for a quantized key-value cache too: fp8, or fp8_per_head."
 RESUME_HINT = "interrupted; what is done is kept: the same command goes on from here"
 
@@ -53,7 +51,7 @@ def quantize(
     ] = None,
     algorithm: Annotated[str | None, typer.Option(metavar="NAME", help=ALGORITHM)] = None,
     fold: Annotated[bool, typer.Option("--fold/--no-fold", help=FOLD)] = True,
-    tune: Annotated[bool, typer.Option("--tune", help=TUNE)] = False,
+    tune: Annotated[bool | None, typer.Option("--tune/--no-tune", help=TUNE)] = None,
     kv_cache: Annotated[str | None, typer.Option(metavar="NAME", help=KV_CACHE)] = None,
     memory: Annotated[str, typer.Option(help="Memory that the run may hold.")] = "4GB",
     threads: Annotated[int | None, typer.Option(help="Default: all cores.")] = None,

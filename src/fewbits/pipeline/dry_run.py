@@ -100,7 +100,7 @@ def dry_run(
     imatrix: str | Path | None = None,
     algorithm: str | None = None,
     fold: bool = True,
-    tune: bool = False,
+    tune: bool | None = None,
     kv_cache: str | None = None,
     force: bool = False,
     progress: Progress | None = None,

@@ -66,7 +66,8 @@ class Settings:
             plan says.
         fold: whether the calibrated efforts may move scales of channels from norms and maps into the maps that read
             them, which makes rounding cost less and changes nothing else (but what adapters trained on it expect).
-        tune: whether scales and norms are trained once the codes are chosen, and kept if that helps; for effort best.
+        tune: whether scales and norms are trained once the codes are chosen, and kept if that helps; None: at effort
+            best.
         kv_cache: the quantized key-value cache that the output has scales for; None: none.
     """
 
@@ -79,7 +80,7 @@ class Settings:
     imatrix: str | Path | None = None
     algorithm: str | None = None
     fold: bool = True
-    tune: bool = False
+    tune: bool | None = None
     kv_cache: str | None = None
 
     def __post_init__(self) -> None:
@@ -110,6 +111,11 @@ class Settings:
             )
         if self.threads is not None and self.threads < 1:
             raise FewbitsError("--threads is out of range", found=self.threads, allowed="1 or more")
+
+    @property
+    def tunes(self) -> bool:
+        """Whether scales and norms are trained at the end."""
+        return self.effort in TUNED_EFFORTS if self.tune is None else self.tune
 
     def _check_algorithm(self) -> None:
         if self.algorithm is None:
@@ -234,7 +240,7 @@ def prepare(source: str | Path, goal: Goal, settings: Settings, progress: Progre
 
         named = _commonest(goal, like)
         calibration = calibrate(checkpoint, exporter, tensors, metadata, settings, progress, named)
-        provenance = replace(_calibrated(provenance, calibration), tuning=PENDING if settings.tune else "")
+        provenance = replace(_calibrated(provenance, calibration), tuning=PENDING if settings.tunes else "")
         tensors = with_input_scales(folded(tensors, calibration.folds), calibration, exporter)
         if settings.kv_cache is not None:
             from fewbits.pipeline.kv_cache import cache_scale_tensors
@@ -279,6 +285,8 @@ def _asks_for_calibration(goal: Goal, settings: Settings, like: Mapping[str, Ten
         return False
     if settings.kv_cache is not None:
         return True
+    if goal.plain:
+        return False
     if like is None and goal.plan is not None:
         like = read_plan(goal.plan).tensors
     if settings.algorithm is not None:

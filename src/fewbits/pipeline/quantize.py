@@ -121,7 +121,7 @@ def quantize(
     imatrix: str | Path | None = None,
     algorithm: str | None = None,
     fold: bool = True,
-    tune: bool = False,
+    tune: bool | None = None,
     kv_cache: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -149,7 +149,7 @@ def quantize(
         algorithm: how codes are chosen, in place of what the effort or the plan says: ``rtn``, ``hqq``, and with a
             calibrated effort ``imatrix``, ``gptq``, ``signround``.
         fold: whether scales of channels may move from norms and maps into the maps that read them (see `Settings`).
-        tune: whether effort best trains scales and norms once the codes are chosen.
+        tune: whether scales and norms are trained once the codes are chosen; None: at effort best.
         kv_cache: write scales for a quantized key-value cache as well, calibrated: ``fp8`` or ``fp8_per_head``.
         force: replace an existing output, and discard interrupted work of another job.
         progress: receives what is being done.
