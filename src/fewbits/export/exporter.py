@@ -32,8 +32,8 @@ class OutputTensor:
         quantizable: False for what the runtime needs in floating point (norms, biases, routers).
         plain: dtype it is stored in when it isn't quantized, e.g. ``F32``.
         block: index of the transformer block it belongs to, or None.
-        fused: names of the tensors, itself included, that runtimes make one matrix of, with one scale where a format
-            has a scale of the whole tensor; () where it stays alone.
+        fused: names of the tensors, itself included, that runtimes make one matrix of, in the order of its rows and
+            with one scale where a format has a scale of the whole tensor; () where it stays alone.
         input_scale: of a format's name, the number that `Exporter.input_scale` finds; None without calibration.
     """
 
@@ -50,6 +50,16 @@ class OutputTensor:
     def shape(self) -> tuple[int, ...]:
         """Shape in NumPy's order."""
         return self.source.shape
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Rows and columns that a format's blocks must divide; 0 rows where the last of them may be cut.
+
+        A runtime that makes one matrix of several lays their scales one after another, and so all but the last must
+        end where a block ends.
+        """
+        rows, columns = self.source.matrix
+        return (rows if self.name in self.fused[:-1] else 0), columns
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,11 @@ TARGET = Target(
             (sources.VLLM_TABLE, "https://docs.vllm.ai/en/v0.11.2/features/quantization/"),
         ),
         Scheme("W8A8 FP8", ("FP8_E4M3_CHANNEL",), sources.FP8, "", (sources.VLLM_FP8,)),
+        Scheme(
+            "W8A8 FP8 in blocks of 128 x 128", ("FP8_E4M3_BLOCK",), sources.FP8,
+            "rows of a multiple of 128, and of matrices computed as one as many rows, but for the last",
+            (sources.VLLM_FP8, "https://arxiv.org/abs/2412.19437"),
+        ),
         Scheme("W4A16 NVFP4", ("NVFP4",), sources.FP4, "", (sources.MODELOPT, sources.MARLIN)),
         Scheme("W4A16 MXFP4", ("MXFP4_PACKED",), sources.FP4, "", (sources.MODELOPT, sources.MARLIN)),
         Scheme(
