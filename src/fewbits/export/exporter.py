@@ -144,6 +144,7 @@ class Exporter(ABC):
         fallbacks: whether tensors whose rows a format's block doesn't divide may have its fallback while others have
             the format: not where the container, or a runtime that it is for, knows one format in a model.
         kv_caches: names of quantized key-value caches that it has scales for.
+        hardware: what `formats` and `planned` are restricted to; "" for nothing.
     """
 
     name: str
@@ -155,6 +156,7 @@ class Exporter(ABC):
     alignment: int = 1
     fallbacks: bool = True
     kv_caches: tuple[str, ...] = ()
+    hardware: str = ""
 
     @abstractmethod
     def tensors(self, checkpoint: Checkpoint) -> list[OutputTensor]:

@@ -240,8 +240,11 @@ def check_choices(
             continue
         plain = choice.format in exporter.plain_formats
         if not plain and get_format(choice.format).name not in exporter.formats:
+            where = (
+                f"{exporter.hardware} doesn't compute" if exporter.hardware else f"{exporter.name} can't hold"
+            )
             raise PlanError(
-                f"{exporter.name} can't hold {tensor.name} as the plan says", found=choice.format,
+                f"{where} {tensor.name} as the plan says", found=choice.format,
                 allowed=", ".join((*exporter.formats, *exporter.plain_formats)),
             )  # fmt: skip
         if not plain and not tensor.quantizable:
