@@ -33,8 +33,8 @@ TARGET = Target(
         ),
         Scheme(
             "QDQ, 8 bits, static activations", ("QDQ8_STATIC",),
-            "CPUs, by products of integers; of inputs and weights of products it is the form that NPUs' execution providers "
-            "ask for, not of what lies between them; none was tried", "", (_QUANTIZATION, _QNN), CPUS,
+            "CPUs, by products of integers; products have the form that NPUs' execution providers ask for, what lies "
+            "between them hasn't, and none was tried", "", (_QUANTIZATION, _QNN), CPUS,
         ),
     ),
     notes=("Architectures are those of onnxruntime-genai's model builder; mixtures of experts are refused.",),
