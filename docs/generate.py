@@ -20,6 +20,7 @@ from fewbits.cli.main import app
 from fewbits.export.converters import find_converter
 from fewbits.export.registry import get_exporter
 from fewbits.runtimes.registry import requirements_of
+from fewbits.targets.hardware import HARDWARE
 from fewbits.targets.registry import target_names, target_of
 from fewbits.targets.target import Target
 
@@ -70,6 +71,8 @@ def targets_page() -> str:
     for name in target_names():
         target = target_of(name)
         lines.append(f"| {name} | {target.title} | {', '.join(r.name for r in target.runtimes)} |")
+    lines += ["", "| `--hardware` | what it is |", "|---|---|"]
+    lines += [f"| {h.name} | [{h.title}]({h.source}) |" for h in HARDWARE.values()]
     lines += ["", *measured_targets()]
     for name in target_names():
         lines += ["", *target_section(target_of(name))]
@@ -86,11 +89,11 @@ def target_section(target: Target) -> list[str]:
     for runtime in target.runtimes:
         tested = ", ".join(requirements_of(runtime.driver)) if runtime.driver else ""
         lines.append(f"| {runtime.name} | {runtime.serves} | {tested} | {links(runtime.sources)} |")
-    lines += ["", "| scheme | formats | computed by | sources |", "|---|---|---|---|"]
+    lines += ["", "| scheme | formats | computed by | `--hardware` | sources |", "|---|---|---|---|---|"]
     for scheme in target.schemes:
-        where = scheme.hardware + (f"; {scheme.limits}" if scheme.limits else "")
+        on = ", ".join(f"`{name}`" for name in scheme.hardware)
         formats = ", ".join(f"`{name.replace('|', chr(92) + '|')}`" for name in scheme.formats)
-        lines.append(f"| {scheme.title} | {formats} | {where} | {links(scheme.sources)} |")
+        lines.append(f"| {scheme.title} | {formats} | {scheme.described} | {on} | {links(scheme.sources)} |")
     return lines + [f"\n{note[0].upper()}{note[1:]}." for note in target.notes]
 
 

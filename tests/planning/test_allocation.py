@@ -64,7 +64,7 @@ def data_bytes(choices):
     ],
 )
 def test_rows_that_a_block_does_not_divide_go_down_the_ladder(name, columns, expected):
-    assert resolve(name, [columns], Container.plain_formats) == expected
+    assert resolve(name, [(0, columns)], Container.plain_formats) == expected
 
 
 def test_a_fallback_is_recorded_with_what_was_asked():

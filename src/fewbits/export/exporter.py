@@ -32,8 +32,8 @@ class OutputTensor:
         quantizable: False for what the runtime needs in floating point (norms, biases, routers).
         plain: dtype it is stored in when it isn't quantized, e.g. ``F32``.
         block: index of the transformer block it belongs to, or None.
-        fused: names of the tensors, itself included, that runtimes make one matrix of, with one scale where a format
-            has a scale of the whole tensor; () where it stays alone.
+        fused: names of the tensors, itself included, that runtimes make one matrix of, in the order of its rows and
+            with one scale where a format has a scale of the whole tensor; () where it stays alone.
         input_scale: of a format's name, the number that `Exporter.input_scale` finds; None without calibration.
     """
 
@@ -50,6 +50,16 @@ class OutputTensor:
     def shape(self) -> tuple[int, ...]:
         """Shape in NumPy's order."""
         return self.source.shape
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Rows and columns that a format's blocks must divide; 0 rows where the last of them may be cut.
+
+        A runtime that makes one matrix of several lays their scales one after another, and so all but the last must
+        end where a block ends.
+        """
+        rows, columns = self.source.matrix
+        return (rows if self.name in self.fused[:-1] else 0), columns
 
 
 @dataclass(frozen=True)
@@ -134,6 +144,7 @@ class Exporter(ABC):
         fallbacks: whether tensors whose rows a format's block doesn't divide may have its fallback while others have
             the format: not where the container, or a runtime that it is for, knows one format in a model.
         kv_caches: names of quantized key-value caches that it has scales for.
+        hardware: what `formats` and `planned` are restricted to; "" for nothing.
     """
 
     name: str
@@ -145,6 +156,7 @@ class Exporter(ABC):
     alignment: int = 1
     fallbacks: bool = True
     kv_caches: tuple[str, ...] = ()
+    hardware: str = ""
 
     @abstractmethod
     def tensors(self, checkpoint: Checkpoint) -> list[OutputTensor]:

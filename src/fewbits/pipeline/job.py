@@ -20,7 +20,7 @@ from fewbits.checkpoint.source import open_checkpoint
 from fewbits.errors import FewbitsError, PlanError
 from fewbits.export.exporter import Exporter, Layout, OutputTensor
 from fewbits.export.kv_cache import check_kv_cache
-from fewbits.export.registry import get_exporter
+from fewbits.export.registry import DIRECTORY_SUFFIX, get_exporter
 from fewbits.language_model.packages import require_models_extra
 from fewbits.operating_system import usable_cores
 from fewbits.pipeline.folds import folded, folds_hash
@@ -28,6 +28,7 @@ from fewbits.pipeline.goal import FileSize, Goal, check_goal, pinned_tensors, ro
 from fewbits.pipeline.provenance import PENDING, Provenance, provenance_metadata
 from fewbits.planning.allocation import build_plan, check_choices, plain_format, tensor_nbytes, uniform
 from fewbits.planning.byte_size import parse_bytes
+from fewbits.planning.for_hardware import for_hardware, hardware_notes
 from fewbits.planning.plan import DEFAULT_ALGORITHM, Plan, TensorChoice, parse_choices, read_plan
 from fewbits.progress import Progress, Silent
 
@@ -69,6 +70,7 @@ class Settings:
         tune: whether scales and norms are trained once the codes are chosen, and kept if that helps; None: at effort
             best.
         kv_cache: the quantized key-value cache that the output has scales for; None: none.
+        hardware: what must compute the formats, by a name of `targets.hardware`; None: whatever the container is for.
     """
 
     to: str = "gguf"
@@ -82,6 +84,7 @@ class Settings:
     fold: bool = True
     tune: bool | None = None
     kv_cache: str | None = None
+    hardware: str | None = None
 
     def __post_init__(self) -> None:
         if self.effort not in EFFORTS:
@@ -172,6 +175,10 @@ class Job:
             *(self.calibration.warnings if self.calibration else ()),
             *(self.importance.warnings(self.plan.tensors) if self.importance else ()),
         )
+        if self.exporter.hardware:
+            container = self.exporter.name.removesuffix(DIRECTORY_SUFFIX)
+            formats = self.plan.formats()
+            own = (*hardware_notes(container, self.exporter.hardware, self.tensors, formats), *own)
         return (*self.checkpoint.warnings, *self.exporter.notes(self.checkpoint, self.plan.formats()), *own)
 
     @property
@@ -210,6 +217,11 @@ def prepare(source: str | Path, goal: Goal, settings: Settings, progress: Progre
         FewbitsError: whatever is wrong with the source, the text or their combination.
     """
     exporter = get_exporter(settings.to)
+    described = goal.describe(exporter.default_format)
+    if settings.hardware is not None:
+        container = settings.to.lower().removesuffix(DIRECTORY_SUFFIX)
+        exporter = for_hardware(exporter, container, settings.hardware, goal.format)
+        described = f"{goal.describe(exporter.default_format)} --hardware {exporter.hardware}"
     if settings.kv_cache is not None:
         check_kv_cache(exporter, settings.kv_cache)
     checkpoint = open_checkpoint(source)
@@ -218,7 +230,7 @@ def prepare(source: str | Path, goal: Goal, settings: Settings, progress: Progre
     provenance = Provenance(
         # A hub id's folder is named after its commit, which says less than the id.
         source=checkpoint.path.name if Path(source).exists() else str(source),
-        source_hash=content_hash(checkpoint), goal=goal.describe(exporter.default_format),
+        source_hash=content_hash(checkpoint), goal=described,
         effort=settings.effort, seed=settings.seed,
     )  # fmt: skip
     like: dict[str, TensorChoice] | None = None
