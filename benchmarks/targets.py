@@ -39,7 +39,7 @@ from fewbits.verification import predictions_apart, run_original  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results" / "targets.json"
 PEERS = Path(__file__).parent / "targets_peers"
 # Peers whose packages are those of fewbits[dev]; the others run in the row's environment.
-PEERS_HERE = ("genai-builder",)
+PEERS_HERE = ("genai_builder",)
 TOKENS = 256
 
 
@@ -85,7 +85,7 @@ class Job:
     Attributes:
         row: folder of tests_runtimes.
         case: what is in the container.
-        method: "fewbits EFFORT", or a peer's name.
+        method: "fewbits EFFORT", or PEER[:RECIPE].
         runtime: driver that runs it.
     """
 
@@ -209,11 +209,15 @@ def fewbits_steps(job: Job, folder: Path, python: Path, options: argparse.Namesp
 
 def peer_steps(job: Job, folder: Path, python: Path, options: argparse.Namespace) -> list[Step]:
     """One script of targets_peers."""
-    script = PEERS / f"{job.method}.py"
-    chosen = ("--format", job.case.format)
-    shown = " ".join(["python", str(script.relative_to(ROOT)), "MODEL OUT", *chosen])
-    command = (script, options.model, folder / "model", *chosen, "--threads", str(options.threads))
-    interpreter = Path(sys.executable) if job.method in PEERS_HERE else python
+    name, _, recipe = job.method.partition(":")
+    script = PEERS / f"{name}.py"
+    chosen = ["--format", job.case.format, *(["--recipe", recipe] if recipe else []), "--calibration"]
+    shown = " ".join(
+        ["python", str(script.relative_to(ROOT)), "MODEL OUT", *chosen, options.calibration.name]
+    )
+    command = (script, options.model, folder / "model", *chosen, options.calibration)
+    command = (*command, "--threads", str(options.threads))
+    interpreter = Path(sys.executable) if name in PEERS_HERE else python
     return [Step(interpreter, command, shown, folder / "model")]
 
 

@@ -5,7 +5,7 @@ Lines of both are CONTAINER FORMAT [SETTING…]:
     pin=PATTERN=FORMAT     see `fewbits quantize --pin`
     model=NAME             one of tests/tiny_models.py instead of the small llama
     kv-cache=NAME          see `fewbits quantize --kv-cache`
-    peer=NAME              made by benchmarks/targets_peers/NAME.py instead of by fewbits
+    peer=NAME[:RECIPE]     made by benchmarks/targets_peers/NAME.py instead of by fewbits
     refused                the runtime says that it doesn't take it
     unquantized            shows what the runtime's own arithmetic costs
 
