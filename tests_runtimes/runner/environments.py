@@ -12,6 +12,8 @@ from pathlib import Path
 from cases import ROWS, row_names
 
 SOURCES = ROWS.parent / "src"
+# Packages pull builds of these for CUDA, which can't be imported beside PyTorch for CPUs; language models need none.
+_BROKEN = ("torchvision", "torchaudio", "torchcodec")
 _VERSIONS = """
 import importlib.metadata, json
 print(json.dumps({d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}))
@@ -41,6 +43,7 @@ def environment(row: str, kept: Path, given: str | None = None) -> Path:
     for torch in (line for line in wanted.splitlines() if line.startswith("torch==")):
         subprocess.run([*pip, torch], check=True)
     subprocess.run([*pip, "--requirement", ROWS / row / "requirements.txt"], check=True)
+    subprocess.run([*pip[:3], "uninstall", "--quiet", "--yes", *_BROKEN], check=True)
     done.write_text(wanted)
     return folder / "bin" / "python"
 
