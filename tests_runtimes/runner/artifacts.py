@@ -14,6 +14,7 @@ What another version of fewbits made is made again.
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -32,41 +33,67 @@ from fewbits.export.converters import find_converter
 
 TOKENS = 64
 _TINY_TOKENS = 48  # the context of tests/tiny_models.py's
+_CONVERT = """
+import json, sys
+from fewbits.pipeline.repack import repack
+for container, weights, output in json.loads(sys.argv[1]):
+    print(repack(weights, output, to=container).describe(), flush=True)
+"""
 
 
-def make_case(case: Case, folder: Path, work: Path, python: Path) -> None:
-    """One artifact, unless it is there.
+def make_row(row: str, cases: list[Case], work: Path, python: Path) -> None:
+    """A row's artifacts, as far as they aren't there.
 
     Args:
-        case: what to make.
-        folder: where.
-        work: where the models lie that several cases are made from.
+        row: its name.
+        cases: what to make.
+        work: where rows lie, and the models that they are made from.
         python: the row's.
     """
-    stamp = folder / "made-by.txt"
-    made_by = f"{code_digest()} {(ROWS / folder.parent.name / 'requirements.txt').read_text()}"
-    if stamp.exists() and stamp.read_text() == made_by:
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    kind = case.value("model")
-    model = tiny_model(work / kind, kind) if kind else small_model(work / "model")
-    tokens = list(range(3, 3 + (_TINY_TOKENS if kind else TOKENS)))
+    made_by = f"{code_digest()} {(ROWS / row / 'requirements.txt').read_text()}"
+    folders = {case: work / row / case.name for case in cases}
+    missing = {c: f for c, f in folders.items() if read_or_empty(f / "made-by.txt") != made_by}
+    for case, folder in missing.items():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        quantize(case, folder, model_of(case, work))
+    convert({case: folder for case, folder in missing.items() if find_converter(case.container)}, python)
+    for folder in missing.values():
+        (folder / "made-by.txt").write_text(made_by)
+
+
+def quantize(case: Case, folder: Path, model: Path) -> None:
+    """What fewbits writes, and the numbers that are expected of it."""
     converted = find_converter(case.container) is not None
     written = folder / ("weights" if converted else "model")
     fewbits.quantize(
         model, written, to=case.container + ("-weights" if converted else ""), format=case.format, effort="fast",
         pins=case.values("pin"),
     )  # fmt: skip
-    if converted:
-        command = [python, "-m", "fewbits", "export", written, folder / "model", "--to", case.container]
-        subprocess.run(command, env=with_sources(), check=True)
+    tokens = list(range(3, 3 + (_TINY_TOKENS if case.value("model") else TOKENS)))
     np.savez(
         folder / "expected.npz", tokens=np.array(tokens), original=logits_of(model, tokens, "float"),
         quantized=logits_of(written, tokens, "float"), runtime=logits_of(written, tokens, "runtime"),
     )  # fmt: skip
-    stamp.write_text(made_by)
     print(folder, flush=True)
+
+
+def convert(folders: dict[Case, Path], python: Path) -> None:
+    """By `fewbits export` in the row's environment: in one process, since libraries import slowly."""
+    if folders:
+        pairs = [(c.container, str(f / "weights"), str(f / "model")) for c, f in folders.items()]
+        subprocess.run([python, "-c", _CONVERT, json.dumps(pairs)], env=with_sources(), check=True)
+
+
+def read_or_empty(path: Path) -> str:
+    """A file's text; "" if there is none."""
+    return path.read_text() if path.exists() else ""
+
+
+def model_of(case: Case, work: Path) -> Path:
+    """What a case is made from."""
+    kind = case.value("model")
+    return tiny_model(work / kind, kind) if kind else small_model(work / "model")
 
 
 @cache

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from artifacts import code_digest, make_case
+from artifacts import code_digest, make_row
 from cases import ROWS, read_cases, row_names
 from environments import environment, installed_versions
 
@@ -60,8 +60,7 @@ def main() -> int:
 def run_row(row: str, python: Path, work: Path, results: Path) -> dict[str, Any]:
     """Run a row's tests in its environment, unless they passed with the same of everything; what is known of it."""
     cases = read_cases(ROWS / row / "formats.txt")
-    for case in cases:
-        make_case(case, work / row / case.name, work, python)
+    make_row(row, cases, work, python)
     state = row_state(row, python)
     before = read_results(results)["rows"].get(row)
     if before and before["state"] == state and before["passed"] + before["skipped"] == before["tests"]:
