@@ -1,4 +1,4 @@
-"""Kernels of instruction sets against the portable ones: NEON's, cross-compiled and run by an emulator, and this processor's."""
+"""Instruction sets against the portable kernels: NEON, cross-compiled and run by an emulator, and this processor's."""
 
 import platform
 import shutil
