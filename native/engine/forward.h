@@ -21,7 +21,7 @@ public:
             const Batch& batch, Member& member)
         : config_(config), weights_(weights), cache_(cache), matmul_(kernels.matmul), other_(kernels.transformer),
           scratch_(scratch), batch_(batch), member_(member), alone_(batch.count == 1),
-          rows_(alone_ ? scratch.own[member.index] : scratch.shared) {}
+          rows_(alone_ ? scratch.own[member.index] : scratch.shared), count_(batch.count) {}
 
     void run();
     // Numbers of `Scratch::parts` that a batch needs.
@@ -74,8 +74,11 @@ private:
         for (std::size_t row = 0; row < count; ++row) f(row);
     }
 
-    // The last block's products all take fine inputs: nothing comes after it that would average what rounding does.
+    // The last block's products all take fine inputs: nothing comes after it that would average what rounding does. Its attention
+    // and what follows are for the rows whose logits are wanted.
     bool last(std::size_t b) const { return b + 1 == config_.blocks; }
+    const std::vector<QueryRows>& groups(std::size_t b) const { return last(b) ? batch_.wanted_groups : batch_.groups; }
+    float* x(std::size_t row) const { return rows_.x + (count_ < batch_.count ? batch_.wanted[row] : row) * config_.hidden; }
 
     const Config& config_;
     const Weights& weights_;
@@ -87,6 +90,7 @@ private:
     Member& member_;
     const bool alone_;
     Rows& rows_;
+    std::size_t count_;  // of rows that are still computed; `x` has all, other arrays have these
     Inputs inputs_, rest_;
 };
 

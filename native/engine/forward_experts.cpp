@@ -31,17 +31,17 @@ void Forward::choose_experts(std::size_t row) {
 void Forward::experts(const Block& block) {
     const std::size_t used = config_.experts_used, hidden = config_.hidden;
     multiply(block.router, scratch_.router);
-    each_row(batch_.count, [&](std::size_t row) { choose_experts(row); });
+    each_row(count_, [&](std::size_t row) { choose_experts(row); });
     if (alone_ || member_.index == 0) {
         for (std::vector<std::uint32_t>& rows : rows_.rows_of) rows.clear();
-        for (std::uint32_t i = 0; i < batch_.count * used; ++i) rows_.rows_of[rows_.chosen[i]].push_back(i);
+        for (std::uint32_t i = 0; i < count_ * used; ++i) rows_.rows_of[rows_.chosen[i]].push_back(i);
     }
     if (!alone_) member_.wait();
     for (std::size_t e = 0; e < config_.experts; ++e)
         if (!rows_.rows_of[e].empty()) expert(block, e);
     member_.wait();  // `result` has been read
     // Added up in the order of a row's choice, whichever other rows there are.
-    member_.share(batch_.count, 1, [&](std::size_t row, std::size_t) {
+    member_.share(count_, 1, [&](std::size_t row, std::size_t) {
         float* result = scratch_.result + row * hidden;
         std::memset(result, 0, hidden * sizeof(float));
         for (std::size_t i = row * used; i < (row + 1) * used; ++i)
