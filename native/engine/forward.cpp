@@ -21,9 +21,9 @@ void add_bias(float* out, const float* bias, std::size_t size) {
 void Forward::run() {
     const std::vector<Block>& blocks = weights_.blocks;
     begin_inputs(rows_.normed, batch_.count, config_.hidden, true);
-    each_row(batch_.count, [&](std::size_t row) {
+    each_input([&](std::size_t row) {
         embed(row);
-        norm_and_round(row, blocks[0].attention_norm);
+        norm(row, blocks[0].attention_norm);
     });
     for (std::size_t b = 0; b < config_.blocks; ++b) {
         attention(b);
@@ -50,22 +50,21 @@ void Forward::begin_inputs(const float* values, std::size_t count, std::size_t c
     rest_ = fine ? place_inputs(rows_.rest, count, columns, rows_.rest_inputs) : Inputs{};
 }
 
-void Forward::round(std::size_t row) {
+void Forward::round(std::size_t first, std::size_t last) {
     if (inputs_.columns % kSlab) return;  // of matrices of floats
-    matmul_.round(inputs_, row, row + 1);
+    matmul_.round(inputs_, first, last);
     if (!rest_.count) return;
-    matmul_.residual(inputs_, row, rows_.rest + row * inputs_.columns);
-    matmul_.round(rest_, row, row + 1);
+    for (std::size_t row = first; row < last; ++row) matmul_.residual(inputs_, row, rows_.rest + row * inputs_.columns);
+    matmul_.round(rest_, first, last);
 }
 
-void Forward::norm_and_round(std::size_t row, const float* weight) {
+void Forward::norm(std::size_t row, const float* weight) {
     const std::size_t hidden = config_.hidden;
     float* to = rows_.normed + row * hidden;
     if (weight)
         other_.rms_norm(x(row), weight, hidden, config_.epsilon, to);
     else
         std::memcpy(to, x(row), hidden * sizeof(float));
-    round(row);
 }
 
 void Forward::multiply(const Part* parts, std::size_t part_count, float* out, std::size_t stride) {
@@ -118,19 +117,18 @@ void Forward::attention(std::size_t b) {
     if (last(b)) count_ = batch_.wanted.size();
     if (!count_) return;
     begin_inputs(scratch_.attended, count_, config_.query_size(), last(b));
-    each_row(count_, [&](std::size_t row) { round(row); });
+    each_input([](std::size_t) {});
     multiply(block.out, scratch_.result);
     begin_inputs(rows_.normed, count_, config_.hidden, last(b));
-    each_row(count_, [&](std::size_t row) {
+    each_input([&](std::size_t row) {
         add_residual(row, &block.out, block.attention_after);
-        norm_and_round(row, block.feed_norm);
+        norm(row, block.feed_norm);
     });
 }
 
 void Forward::activate(std::size_t row, std::size_t size) {
     const float* gate = scratch_.gate_up + row * 2 * size;
     other_.gate(gate, gate + size, size, config_.gelu, rows_.product + row * size);
-    round(row);
 }
 
 void Forward::feed_forward(std::size_t b) {
@@ -146,21 +144,19 @@ void Forward::feed_forward(std::size_t b) {
                     add_bias(scratch_.gate_up + row * 2 * size + part.offset, part.linear.bias, part.linear.rows);
                 });
         begin_inputs(rows_.product, count_, size, last(b));
-        each_row(count_, [&](std::size_t row) { activate(row, size); });
+        each_input([&](std::size_t row) { activate(row, size); });
         multiply(block.down, scratch_.result);
     }
     const Linear* biased = config_.experts ? nullptr : &block.down;
     begin_inputs(rows_.normed, count_, config_.hidden, true);
-    each_row(count_, [&](std::size_t row) {
+    each_input([&](std::size_t row) {
         add_residual(row, biased, block.feed_after);
-        if (b + 1 < config_.blocks) norm_and_round(row, weights_.blocks[b + 1].attention_norm);
+        norm(row, last(b) ? weights_.final_norm : weights_.blocks[b + 1].attention_norm);
     });
 }
 
 void Forward::head() {
     const std::size_t count = count_, vocabulary = config_.vocabulary;
-    begin_inputs(rows_.normed, count, config_.hidden, true);
-    each_row(count, [&](std::size_t row) { norm_and_round(row, weights_.final_norm); });
     multiply(&weights_.head, 1, batch_.logits, vocabulary);
     if (config_.logit_factor == 1 && config_.logit_cap == 0 && !weights_.head.linear.bias) return;
     member_.share(count, 1, [&](std::size_t i, std::size_t) {

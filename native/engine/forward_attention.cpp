@@ -105,7 +105,10 @@ void Forward::attend(std::size_t b) {
     // A single row's heads need nothing of each other, unless there are norms over all of them.
     const bool separate = alone_ && tasks && !split && splits(config_) == 1 && block.query_norm_size <= config_.head_size &&
                           std::none_of(block.qkv.begin(), block.qkv.end(), [](const Part& p) { return p.linear.bias; });
-    if (!separate) share_rows(batch_.count, [&](std::size_t row) { turn(b, row); });
+    if (!separate)
+        share_rows(batch_.count, [&](std::size_t first, std::size_t last) {
+            for (std::size_t row = first; row < last; ++row) turn(b, row);
+        });
     if (split) return attend_split(b, chunks);
     member_.share(tasks, 1, [&](std::size_t index, std::size_t) {
         alignas(64) float part[kAttendRows * (2 + kMaxHead)];

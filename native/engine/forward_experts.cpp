@@ -54,14 +54,13 @@ void Forward::expert(const Block& block, std::size_t e) {
     const std::vector<std::uint32_t>& rows = rows_.rows_of[e];
     const std::size_t hidden = config_.hidden, size = block.feed_size, used = config_.experts_used;
     begin_inputs(rows_.gathered, rows.size(), hidden);
-    each_row(rows.size(), [&](std::size_t i) {
+    each_input([&](std::size_t i) {
         std::memcpy(rows_.gathered + i * hidden, rows_.normed + rows[i] / used * hidden, hidden * sizeof(float));
-        round(i);
     });
     const std::vector<Part>& parts = block.expert_gate_up[e];
     multiply(parts.data(), parts.size(), scratch_.gate_up, 2 * size);
     begin_inputs(rows_.product, rows.size(), size);
-    each_row(rows.size(), [&](std::size_t i) { activate(i, size); });
+    each_input([&](std::size_t i) { activate(i, size); });
     multiply(block.expert_down[e], scratch_.result);
     each_row(rows.size(), [&](std::size_t i) {
         std::memcpy(rows_.expert_out + rows[i] * hidden, scratch_.result + i * hidden, hidden * sizeof(float));

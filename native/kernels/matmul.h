@@ -53,6 +53,8 @@ inline Inputs place_inputs(const float* values, std::size_t count, std::size_t c
 // How far ahead of what is multiplied memory is fetched, in bytes; 0 where the processor does better by itself.
 std::size_t fetch_ahead();
 
+constexpr std::size_t kRoundedTogether = 8;  // inputs, counted from the first, that are best rounded in one call; others may be
+
 struct MatmulKernels {
     // Round inputs [first, last); not needed for matrices of floats.
     void (*round)(const Inputs& inputs, std::size_t first, std::size_t last);
