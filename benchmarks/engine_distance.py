@@ -29,6 +29,7 @@ import numpy.typing as npt
 
 import fewbits
 from fewbits import _native
+from fewbits.architectures.interpreter import architecture_of
 from fewbits.checkpoint.source import open_checkpoint
 from fewbits.engine.engine import open_engine
 from fewbits.export.registry import get_exporter
@@ -128,6 +129,9 @@ def peaked(tiny: TinyModel, tokens: list[int]) -> Any:
 
     experts = {"moe_intermediate_size": 256} if "moe_intermediate_size" in tiny.config else {}
     model = build(tiny, **SIZES, **experts)
+    config = model.config.to_dict()
+    with torch.no_grad():  # else the blocks would count for nothing beside it
+        model.get_input_embeddings().weight /= architecture_of(config).embedding_factor(config)
     weight = model.model.norm.weight
     raised = float(abs(weight.detach().mean()) < 0.5)  # 1 + weight is what multiplies
     first = weight.detach().clone() + raised
