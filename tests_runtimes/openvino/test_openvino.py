@@ -42,7 +42,7 @@ def test_logits_are_those_of_our_weights(artifact, compare):
 
 
 def test_inputs_of_8_bits_are_those_that_evaluation_computes(converted):
-    """Token by token: an input that lies between two numbers may be rounded to the other, and changes all that follows."""
+    """Token by token: an input between two numbers may be rounded to the other, and changes all that follows."""
     directory, output, expected = converted
     settings = {**openvino_driver.EXACT, "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32"}
     ours = load_language_model(open_checkpoint(directory), "runtime")
