@@ -67,7 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--calibration", type=Path, required=True, help="to calibrate on")
     parser.add_argument("--work", type=Path, required=True, help="folder for what is made")
     parser.add_argument("--environments", type=Path, default=ROOT / ".venv-runtimes")
-    parser.add_argument("--effort", nargs="*", default=["fast", "balanced"], help="fewbits' efforts")
+    parser.add_argument("--effort", nargs="*", default=["balanced"], help="fewbits' efforts")
     parser.add_argument("--peers", action="store_true", help="what the runtimes' own tools make, too")
     parser.add_argument("--format", action="append", default=[], help="only these")
     parser.add_argument("--tokens", type=int, default=TOKENS)

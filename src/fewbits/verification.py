@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fewbits.checkpoint.checkpoint import Checkpoint
-from fewbits.checkpoint.converted import Description, read_description
+from fewbits.checkpoint.converted import Description, read_description, read_vectors
 from fewbits.checkpoint.source import open_checkpoint, open_stored
 from fewbits.errors import EvaluationError
 from fewbits.evaluation.memory import available_memory, require_memory
@@ -265,7 +265,7 @@ def _converted(path: Path, described: Description, original: Checkpoint) -> Chec
     if converter is None:
         raise EvaluationError(f"this version of fewbits can't read {path}", found=described.container)
     require_packages(converter)
-    found = converter.weights(path)
+    found = {**read_vectors(path), **converter.weights(path)}
     lacking = [name for name in described.tensors if name not in found]
     if lacking and described.metadata.get("fewbits.folds.hash"):
         raise EvaluationError(
