@@ -41,7 +41,7 @@ def super_products(fmt, data, columns, x):
     shape = len(data), columns
     codes, params = fmt.unpack({"data": data}, shape)
     levels = fmt.grid.decode(codes).astype(np.int64).reshape(len(data), -1, 256 // fmt.group, fmt.group)
-    numbers, scales, shares, super_scales = shared(x)
+    numbers, _, shares, super_scales = shared(x)
     numbers = numbers.reshape(len(x), -1, 256 // fmt.group, fmt.group)
     shares = np.repeat(shares, 32 // fmt.group, axis=2)[:, None]
     dots = np.einsum("rsgi,nsgi->nrsg", levels, numbers)
@@ -62,7 +62,7 @@ def super_products(fmt, data, columns, x):
 
 
 def shared(x):
-    """Activations of super-blocks: codes [N, columns], scales [N, S, 8], shares of it and scales of super-blocks [N, S]."""
+    """Activations of super-blocks: codes [N, columns], scales [N, S, 8], shares of it, super-blocks' scales [N, S]."""
     blocks = x.reshape(len(x), -1, 8, 32)
     peak = np.abs(blocks).max(axis=3)
     with np.errstate(divide="ignore"):

@@ -52,7 +52,8 @@ def said(*command):
 
 @needs_emulator
 def test_neon_multiplies_as_the_portable_kernels_do(tmp_path):
-    sources = {NATIVE / "engine" / name: [] for name in ("packed_matrix.cpp", "block_formats.cpp")}
+    names = ("engine/packed_matrix.cpp", "engine/block_formats.cpp", "fetch_ahead.cpp")
+    sources = {NATIVE / name: [] for name in names}
     sources |= {NATIVE / isa / "matmul.cpp": [] for isa in ("portable", "neon")}
     sources |= {NATIVE / "neon_dotprod" / "matmul.cpp": ["-march=armv8.2-a+dotprod"]}
     program = compiled(tmp_path, COMPILER, sources | {HERE / "compare_matmul.cpp": []})
