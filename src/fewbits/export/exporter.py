@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fewbits.calibration.statistics import Statistics
@@ -143,6 +144,7 @@ class Exporter(ABC):
         alignment: tensors begin at multiples of it.
         fallbacks: whether tensors whose rows a format's block doesn't divide may have its fallback while others have
             the format: not where the container, or a runtime that it is for, knows one format in a model.
+        head_formats: format of layers -> format of the embedding and the head beside them, where it is another.
         kv_caches: names of quantized key-value caches that it has scales for.
         hardware: what `formats` and `planned` are restricted to; "" for nothing.
     """
@@ -155,6 +157,7 @@ class Exporter(ABC):
     plain_formats: tuple[str, ...] = ("F32", "F16", "BF16")
     alignment: int = 1
     fallbacks: bool = True
+    head_formats: Mapping[str, str] = MappingProxyType({})
     kv_caches: tuple[str, ...] = ()
     hardware: str = ""
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fewbits.algorithms.static_scales import nearest_int8, static_scale
@@ -51,6 +52,7 @@ class OnnxExporter(Exporter):
     # Groups of 16 are for rows that no longer group divides.
     planned = tuple(name for name, group in NBITS_NAMES.items() if group > 16)
     default_format = "NBITS4_G32"  # the model builder's group
+    head_formats = MappingProxyType({STATIC: "QDQ8"})  # inputs of the head aren't sampled
 
     def tensors(self, checkpoint: Checkpoint) -> list[OutputTensor]:
         """The parameters of transformers' model that the graph uses.
