@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from fewbits.algorithms.static_scales import DEFAULT_RULE
 from fewbits.calibration.statistics import Statistics
 from fewbits.checkpoint.checkpoint import Checkpoint, Floats, LazyTensor
 from fewbits.checkpoint.source import open_checkpoint
@@ -196,13 +197,15 @@ class Exporter(ABC):
         block = self.activation_block(format_name)
         return integer_grid(8, block) if block else None
 
-    def input_scale(self, format_name: str, statistics: Statistics) -> float:
+    def input_scale(self, format_name: str, statistics: Statistics, rule: str = DEFAULT_RULE) -> float:
         """The number that the file holds for all inputs of a map, where the format has one.
+
+        `rule` is one of `algorithms.static_scales`, by which it is chosen where there is a choice.
 
         Raises:
             PlanError: it has none.
         """
-        del statistics
+        del statistics, rule
         raise PlanError(f"{format_name} has no scale of activations in {self.name}")
 
     def tied(self, tensors: Iterable[OutputTensor]) -> list[list[str]]:
