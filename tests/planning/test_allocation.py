@@ -1,3 +1,5 @@
+from typing import ClassVar
+
 import numpy as np
 import pytest
 
@@ -31,6 +33,8 @@ class Container:
     candidates = formats
     plain_formats = ("F32", "F16", "BF16")
     fallbacks = True
+    hardware = ""
+    head_formats: ClassVar[dict[str, str]] = {}
 
     @staticmethod
     def tied(_tensors):
