@@ -116,9 +116,19 @@ class GgufTokenizer:
         return piece.encode("utf-8", "replace")
 
     @cached_property
-    def _control_ids(self) -> frozenset[int]:
+    def added_tokens(self) -> frozenset[str]:
+        """Texts of control tokens and user-defined tokens, which are found in a text as a whole."""
+        return frozenset(entry.content for entry in self.tokenizer.get_added_tokens_decoder().values())
+
+    @cached_property
+    def control_tokens(self) -> Mapping[str, int]:
+        """Ids of the tokens that aren't text, by name."""
         added = self.tokenizer.get_added_tokens_decoder()
-        return frozenset(token for token, entry in added.items() if entry.special)
+        return {entry.content: token for token, entry in added.items() if entry.special}
+
+    @cached_property
+    def _control_ids(self) -> frozenset[int]:
+        return frozenset(self.control_tokens.values())
 
 
 def tokenizer_from_metadata(metadata: Mapping[str, Any]) -> GgufTokenizer:
