@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fewbits.engine.text_stream import TextStream
 from serving_model import ServedModel
 
 # Greedy answers of this model go round in circles: without Ctrl-C they would take minutes.
@@ -42,6 +43,14 @@ class Terminal:
         at = self._seen.index(words) + len(words)
         found, self._seen = self._seen[:at], self._seen[at:]
         return found
+
+    def wait_for_text(self, least: int, seconds: float = 120) -> None:
+        """Wait until so many characters have come."""
+        end = time.monotonic() + seconds
+        while len(self._seen) < least:
+            assert time.monotonic() < end, f"only {self._seen!r}"
+            if select.select([self._file], [], [], 0.1)[0]:
+                self._seen += self._read()
 
     def send(self, text: str) -> None:
         os.write(self._file, text.encode())
@@ -91,9 +100,9 @@ def test_ctrl_c_cuts_an_answer_and_the_conversation_goes_on(served: ServedModel)
             chat.send(f"{message}\n")
             chat.expect(message)  # the terminal's echo
             assert len(chat.expect("\n")) < 10
-            time.sleep(0.5)  # in the middle of the answer
+            chat.wait_for_text(200)  # in the middle of the answer
             chat.send(CTRL_C)
-            assert len(chat.expect(" [stopped]")) > 50
+            assert len(chat.expect(" [stopped]")) > 200
             chat.expect("> ")
         chat.send("/quit\n")
         status, _ = chat.end()
@@ -106,8 +115,9 @@ def test_ctrl_c_twice_ends(served: ServedModel) -> None:
         chat.expect("> ")
         chat.send("The quick brown fox\n")
         chat.expect("fox\r\n")
-        time.sleep(0.5)
+        chat.wait_for_text(200)
         chat.send(CTRL_C)
+        chat.expect("[stopped]")
         chat.expect("> ")
         chat.send(CTRL_C)
         status, said = chat.end()
@@ -199,7 +209,8 @@ def test_a_conversation_in_a_pipe_is_the_same_as_its_prompts_one_by_one(served: 
     prompt = "<system>Be\n<user>The quick\n<assistant>"
     for _ in range(2):
         ids = served.greedy(served.tokenizer.encode(prompt), 6)
-        text = b"".join(map(served.tokenizer.token_bytes, ids)).decode("utf-8", "ignore")
+        stream = TextStream(served.tokenizer.token_bytes)
+        text = "".join(map(stream.add, ids)) + stream.finish()
         expected.append(text)
         prompt += f"{text}\n<user>and?\n<assistant>"
     assert done.stdout == "".join(f"{text}\n" for text in [*expected, expected[0]])
