@@ -219,13 +219,21 @@ BAD_TEXT: tuple[tuple[dict[str, Any], str, str], ...] = (
     ({"prompt": "a", "seed": 1 << 70}, "seed", "an integer from"),
     ({"prompt": "a", "stop": [""]}, "stop", "none of them empty"),
     ({"prompt": "a", "stop": ["x"] * 17}, "stop", "up to 16"),
-    ({"prompt": "a", "n": 2}, "n", "allowed: 1"),
-    ({"prompt": "a", "best_of": 3}, "best_of", "allowed: 1"),
+    ({"prompt": "a", "n": 0}, "n", "an integer from 1 to 128"),
+    ({"prompt": "a", "n": 2, "best_of": 3}, "best_of", "as many as n, 2"),
     ({"prompt": "a", "echo": True}, "echo", "allowed: false"),
     ({"prompt": "a", "logprobs": 21}, "logprobs", "from 0 to 20"),
     ({"prompt": "a", "stream": "yes"}, "stream", "true or false"),
     ({"prompt": "a", "stream_options": {"include_usage": True}}, "stream_options", "with stream true"),
-    ({"prompt": "a", "frequency_penalty": 0.5}, "frequency_penalty", "allowed: 0"),
+    ({"prompt": "a", "frequency_penalty": 2.5}, "frequency_penalty", "-2 to 2"),
+    ({"prompt": "a", "presence_penalty": "no"}, "presence_penalty", "-2 to 2"),
+    ({"prompt": "a", "logit_bias": [1]}, "logit_bias", "found a list; allowed: an object"),
+    ({"prompt": "a", "logit_bias": {"fox": 1}}, "logit_bias", 'found "fox"'),
+    ({"prompt": "a", "logit_bias": {"-1": 1}}, "logit_bias", 'found "-1"'),
+    ({"prompt": "a", "logit_bias": {"7": 101}}, "logit_bias.7", "from -100 to 100"),
+    ({"prompt": "a", "logit_bias": {"384": 1}}, "logit_bias", "found 384; allowed: 0 to 383"),
+    ({"prompt": "a", "response_format": "json"}, "response_format", "json_schema"),
+    ({"prompt": "a", "response_format": {"type": "xml"}}, "response_format", 'found {"type": "xml"}'),
     ({"prompt": "a", "min_tokens": 3}, "min_tokens", "allowed: best_of, echo"),
 )
 
@@ -252,8 +260,46 @@ BAD_CHAT: tuple[tuple[dict[str, Any], str, str], ...] = (
         "messages[0].content", '"type": "text"',
     ),
     ({"messages": [{"role": "tool", "content": "a"}]}, "messages", "no tools here"),
-    ({"messages": MESSAGES, "tools": [{"type": "function"}]}, "tools", "allowed: []"),
-    ({"messages": MESSAGES, "response_format": {"type": "json_object"}}, "response_format", '"text"'),
+    (
+        {"messages": [{"role": "user", "content": "a", "tool_calls": [{}]}]},
+        "messages[0].tool_calls", "calls by assistant",
+    ),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "["}}]}]},
+        "messages[0].tool_calls[0].function.arguments", "a JSON object in a string",
+    ),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [{"id": "a"}]}]},
+        "messages[0].tool_calls[0]", 'type "function"',
+    ),
+    ({"messages": MESSAGES, "tools": {"f": 1}}, "tools", "found an object"),
+    ({"messages": MESSAGES, "tools": [{"type": "function"}]}, "tools[0]", "parameters"),
+    (
+        {"messages": MESSAGES, "tools": [{"type": "function", "function": {"name": "a b"}}]},
+        "tools[0].function.name", 'found "a b"',
+    ),
+    (
+        {"messages": MESSAGES, "tools": [{"type": "function", "function": {"name": "f"}}] * 2},
+        "tools[1].function.name", "found f a second time",
+    ),
+    (
+        {
+            "messages": MESSAGES,
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}],
+        },
+        "tools[0].function.parameters", "schema of an object",
+    ),
+    ({"messages": MESSAGES, "tool_choice": "required"}, "tool_choice", "no tools"),
+    (
+        {"messages": MESSAGES, "tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "g"},
+        "tool_choice", "none, auto, required",
+    ),
+    (
+        {"messages": MESSAGES, "tools": [{"type": "function", "function": {"name": "f"}}]},
+        "tools", "doesn't tell how it calls tools",
+    ),
+    ({"messages": MESSAGES, "modalities": ["audio"]}, "modalities", '["text"]'),
+    ({"messages": MESSAGES, "chat_template_kwargs": 3}, "chat_template_kwargs", "found a number"),
     ({"messages": MESSAGES, "top_logprobs": 2}, "top_logprobs", "with logprobs true"),
     ({"messages": MESSAGES, "prompt": "a"}, "prompt", "not known"),
 )  # fmt: skip

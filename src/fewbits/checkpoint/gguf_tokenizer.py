@@ -116,9 +116,19 @@ class GgufTokenizer:
         return piece.encode("utf-8", "replace")
 
     @cached_property
-    def _control_ids(self) -> frozenset[int]:
+    def added_tokens(self) -> frozenset[str]:
+        """Texts of control tokens and user-defined tokens, which are found in a text as a whole."""
+        return frozenset(entry.content for entry in self.tokenizer.get_added_tokens_decoder().values())
+
+    @cached_property
+    def control_tokens(self) -> Mapping[str, int]:
+        """Ids of the tokens that aren't text, by name."""
         added = self.tokenizer.get_added_tokens_decoder()
-        return frozenset(token for token, entry in added.items() if entry.special)
+        return {entry.content: token for token, entry in added.items() if entry.special}
+
+    @cached_property
+    def _control_ids(self) -> frozenset[int]:
+        return frozenset(self.control_tokens.values())
 
 
 def tokenizer_from_metadata(metadata: Mapping[str, Any]) -> GgufTokenizer:
@@ -219,11 +229,16 @@ def _from_merges(metadata: Mapping[str, Any], texts: Sequence[str], pre_tokenize
     package = _package()
     vocab = {text: token for token, text in enumerate(texts)}
     # a merge's left part may begin with a space, hence the search from the second letter (as llama.cpp does)
-    cuts = [(merge, merge.find(" ", 1)) for merge in metadata.get("tokenizer.ggml.merges", ())]
-    pairs = [(merge[:at], merge[at + 1 :]) for merge, at in cuts if at > 0]
-    merges = [(a, b) for a, b in pairs if a in vocab and b in vocab and a + b in vocab]
+    listed = metadata.get("tokenizer.ggml.merges", ())
+    merges = [(merge[:at], merge[at + 1 :]) for merge in listed if (at := merge.find(" ", 1)) > 0]
     plain = not pre_tokenizer.byte_level
-    model = package.models.BPE(vocab, merges, ignore_merges=pre_tokenizer.ignore_merges, byte_fallback=plain)
+    options = {"ignore_merges": pre_tokenizer.ignore_merges, "byte_fallback": plain}
+    try:
+        model = package.models.BPE(vocab, merges, **options)
+    except Exception:  # noqa: BLE001 - the package raises nothing more special
+        # Merges of what isn't in the vocabulary, which llama.cpp passes over.
+        known = [(a, b) for a, b in merges if a in vocab and b in vocab and a + b in vocab]
+        model = package.models.BPE(vocab, known, **options)
     tokenizer = package.Tokenizer(model)
     steps = steps_json(pre_tokenizer.variants[0])
     # The package has no public way from JSON to a pre-tokenizer but a whole tokenizer's JSON or this.

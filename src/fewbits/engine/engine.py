@@ -81,6 +81,25 @@ class Engine:
         with _refused("the tokens can't be read"):
             return self._native.step(*(_integers(numbers) for numbers in (sequences, tokens, wanted)))
 
+    def choose(
+        self, samplers: Sequence[_native.Sampler], logits: Floats, recents: Sequence[npt.NDArray[np.int32]]
+    ) -> list[int]:
+        """Choose a token for each of M answers, all threads together.
+
+        Args:
+            samplers: [M], all different.
+            logits: float32 [M, V].
+            recents: M times int32 [N], the tokens so far, as `Sampler.choose` takes them.
+
+        Returns:
+            What each sampler's own `choose` would return; -1 where no logit is finite.
+
+        Raises:
+            EngineError: the numbers don't fit together, or there is no memory.
+        """
+        with _refused("no tokens can be chosen"):
+            return self._native.choose(samplers, logits, recents)
+
     def length(self, sequence: int) -> int:
         """Positions that a slot holds.
 
@@ -137,16 +156,32 @@ def open_engine(
         EngineError: an architecture or a type of tensor that the engine doesn't know, settings out of range, or no
             memory for them.
     """
+    return engine_of(
+        open_gguf(Path(path)), threads=threads, context=context, sequences=sequences, kv_cache=kv_cache
+    )
+
+
+def engine_of(
+    checkpoint: Checkpoint,
+    *,
+    threads: int | None = None,
+    context: int | None = None,
+    sequences: int = 1,
+    kv_cache: KvCache = "f16",
+) -> Engine:
+    """The same for a GGUF file that has been opened.
+
+    Raises:
+        EngineError: as `open_engine`.
+    """
     if kv_cache not in get_args(KvCache):
         raise EngineError("no such key-value cache", found=kv_cache, allowed=", ".join(get_args(KvCache)))
     for what, value in (("threads", threads), ("context", context), ("sequences", sequences)):
         if value is not None and value < 1:
             raise EngineError(f"{what} must be positive", found=value, allowed="1 or more")
-    checkpoint = open_gguf(Path(path))
-    description = describe(checkpoint, context)
     return Engine(
         checkpoint,
-        description,
+        describe(checkpoint, context),
         threads=threads or usable_cores(),
         sequences=sequences,
         kv_cache=kv_cache,

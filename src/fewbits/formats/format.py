@@ -147,6 +147,8 @@ class Format(ABC, Generic[P]):
         name: how users and plans call it, e.g. ``Q4_K`` or ``INT4_G64``.
         block: columns that share parameters; K must be a multiple. 0: the whole row, whatever its length.
         group: columns of a block that share parameters of their own, a divisor of `block`; 0: there are none.
+        block_rows: neighbouring rows that share parameters, counted from the first; the last of them may be fewer.
+            Where it isn't 1, `fit` takes rows of one block of columns, from the first of a band on.
         step: columns rounded together (1 for scalar grids, 8 for lattice codebooks).
         bits: exact bits per weight, scales included (for ``block == 0``: of the codes alone, see `nbytes`).
         fallback: name of the format that takes rows whose length `block` doesn't divide, or None.
@@ -155,6 +157,7 @@ class Format(ABC, Generic[P]):
     name: str
     block: int
     group: int = 0
+    block_rows: int = 1
     step: int = 1
     bits: Fraction
     fallback: str | None = None
@@ -234,6 +237,18 @@ class Format(ABC, Generic[P]):
         del params, groups
         return None
 
+    def over_bands(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The sum of numbers of rows [R, ...] over those that share parameters, for each of them.
+
+        What makes decisions that are taken row by row, by these numbers, the same in all rows of a band.
+        """
+        if self.block_rows == 1:
+            return values
+        starts = np.arange(0, len(values), self.block_rows)
+        sums = np.add.reduceat(values, starts, axis=0)
+        repeated: npt.NDArray[Any] = np.repeat(sums, self.block_rows, axis=0)[: len(values)]
+        return repeated
+
     @property
     def codes(self) -> range:
         """The codes in use; empty for formats whose codes can't be tried one by one."""
@@ -291,6 +306,23 @@ class Format(ABC, Generic[P]):
                 f"{self.name} holds rows whose length is a multiple of {block}", found=f"rows of {columns}"
             )
         return block
+
+    def divides(self, rows: int, columns: int) -> bool:
+        """Whether blocks divide a matrix; 0 rows where the last band may be cut, since no rows follow it."""
+        return rows % self.block_rows == 0 and columns % (self.block or columns) == 0
+
+    def check_extent(self, rows: int, columns: int) -> None:
+        """Refuse what blocks don't divide.
+
+        Raises:
+            FormatError: they don't; arguments as those of `divides`.
+        """
+        self.block_of(columns)
+        if not self.divides(rows, columns):
+            raise FormatError(
+                f"{self.name} holds a matrix that other rows follow in the runtime's if its number of rows is a "
+                f"multiple of {self.block_rows}", found=f"{rows} rows",
+            )  # fmt: skip
 
     def bits_per_weight(self, shape: tuple[int, ...]) -> float:
         """Bits per weight of a tensor of this shape, scales included."""

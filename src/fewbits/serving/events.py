@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from fewbits.serving.completion import Completion, Event, Failed, Finished, FinishReason, Piece, TokenLogprob
+from fewbits.serving.responses import usage
 from fewbits.serving.scheduler import Scheduler
 
 
@@ -31,9 +33,11 @@ class Written:
 class RunningRequest:
     """The completions of one request, seen from the event loop."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, choices: int) -> None:
+        """Nothing is queued yet; `choices`: completions of each prompt."""
         self.completions: list[Completion] = []
-        self.finished: list[Finished] = []
+        self._choices = choices
+        self._finished: dict[int, Finished] = {}
         self._scheduler = scheduler
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
@@ -63,12 +67,12 @@ class RunningRequest:
         Raises:
             Exception: what made one of them fail.
         """
-        while len(self.finished) < len(self.completions):
+        while len(self._finished) < len(self.completions):
             index, event = await self._queue.get()
             if isinstance(event, Failed):
                 raise event.error
             if isinstance(event, Finished):
-                self.finished.append(event)
+                self._finished[index] = event
             yield index, event
 
     async def all(self) -> list[Written]:
@@ -81,6 +85,10 @@ class RunningRequest:
                 answers[index].texts.append(event.text)
                 answers[index].logprobs += event.logprobs
         return answers
+
+    def usage(self) -> dict[str, Any]:
+        """What the completions have used, in OpenAI's shape."""
+        return usage(self._finished, self._choices)
 
     def stop(self) -> None:
         """Leave the scheduler, whether finished or not."""

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fewbits.engine.engine import Engine
-from fewbits.errors import ServingError
+from fewbits.errors import EngineError, ServingError
 from fewbits.serving.completion import Completion, Failed
+from fewbits.serving.metrics import Metrics
 from fewbits.serving.slots import Slots
 
 STEP_TOKENS = 256  # by then matrix products run at full speed
@@ -50,15 +51,24 @@ class Load:
 class Scheduler:
     """Runs completions on an engine, in a thread of its own."""
 
-    def __init__(self, engine: Engine, *, queue_limit: int = 128, step_tokens: int = STEP_TOKENS) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        queue_limit: int = 128,
+        step_tokens: int = STEP_TOKENS,
+        metrics: Metrics | None = None,
+    ) -> None:
         """A scheduler that has yet to be started.
 
         Args:
             engine: nobody else may use it from then on.
             queue_limit: completions that may wait while all slots are taken.
             step_tokens: tokens of one step at most, but one of every answer that is being written.
+            metrics: told of steps and answers.
         """
         self.queue_limit = queue_limit
+        self._metrics = metrics or Metrics()
         self._step_tokens = step_tokens
         self._slots = Slots(engine)
         self._slot_count = engine.sequences
@@ -82,6 +92,9 @@ class Scheduler:
         """
         with self._changed:
             self.check_room(len(completions))
+            now = time.monotonic()
+            for completion in completions:
+                completion.submitted = now
             self._waiting += completions
             self._changed.notify()
 
@@ -156,6 +169,7 @@ class Scheduler:
         for completion in [used for used in self._slots.used if used.cancelled]:
             self._slots.leave(completion)
             self._started.pop(completion, None)
+            self._ended(completion, "cancelled")
         while self._waiting and self._slots.free:
             completion = self._waiting.popleft()
             if completion.cancelled:
@@ -170,7 +184,11 @@ class Scheduler:
             self._waiting.clear()
 
     def _step(self) -> None:
-        shares = share_step(list(self._slots.used), self._step_tokens)
+        for completion, error in self._slots.join_leaders():
+            self._fail(completion, error)
+        shares = share_step(self._slots.ready(), self._step_tokens)
+        if not shares:
+            return
         try:
             self._advance(shares)
         except _StepError:
@@ -188,16 +206,40 @@ class Scheduler:
             logits = self._slots.feed(shares)
         except Exception as error:
             raise _StepError from error
-        for completion, row in zip(writing, logits, strict=True):
+        self._metrics.stepped(sum(count for _, count in shares))
+        rows = []
+        for row, completion in enumerate(writing):
             if completion.cancelled:
                 continue
             try:
-                done = completion.write(row)
-            except Exception as error:  # noqa: BLE001 - logits without a finite number and the like
+                completion.prepare(logits[row])
+            except Exception as error:  # noqa: BLE001 - no token may follow: this answer's end only
+                self._fail(completion, error)
+            else:
+                rows.append(row)
+        if not rows:
+            return
+        chosen = [writing[row] for row in rows]
+        tokens = self._slots.engine.choose(
+            [completion.sampler for completion in chosen],
+            logits if len(rows) == len(logits) else logits[rows],
+            [completion.recent_tokens() for completion in chosen],
+        )
+        for completion, token in zip(chosen, tokens, strict=True):
+            try:
+                if token < 0:
+                    raise EngineError(
+                        "the model's logits are no numbers", action="Its weights are damaged, or overflow"
+                    )
+                done = completion.write(token)
+            except Exception as error:  # noqa: BLE001 - this answer's end only
                 self._fail(completion, error)
                 continue
+            if completion.written == 1 or (done and not completion.written):
+                self._metrics.began(time.monotonic() - completion.submitted)
             if done:
                 self._leave(completion)
+                self._ended(completion, completion.reason or "stop")
 
     def _leave(self, completion: Completion, *, empty: bool = False) -> None:
         with self._changed:
@@ -210,6 +252,10 @@ class Scheduler:
         if not completion.cancelled:
             completion.on_event(Failed(reason))
         self._leave(completion, empty=True)
+        self._ended(completion, "failed")
+
+    def _ended(self, completion: Completion, reason: str) -> None:
+        self._metrics.ended(completion, reason, time.monotonic() - completion.submitted)
 
 
 class _StepError(Exception):
