@@ -184,8 +184,8 @@ def integer_section(results: Row) -> str:
     lines = ["## Integers in groups of 64, asymmetric", "`python benchmarks/integer_peers.py`", ""]
     lines += [
         "Every linear layer of the decoder, the embedding untouched; calibrated on the same "
-        f"{results['blocks']} blocks of {results['block_tokens']} tokens of {results['calibration']} or some of them (fewbits' best: "
-        f"on {TOKENS['best'] // results['block_tokens']} blocks). "
+        f"{results['blocks']} blocks of {results['block_tokens']} tokens of {results['calibration']} or some of them "
+        f"(fewbits' best: on {TOKENS['best'] // results['block_tokens']} blocks). "
         "KL divergence computed with transformers in float32, the second half of each chunk scored.",
         "",
         "| bits | by | KL divergence | 99% | perplexity | same top token | time | processor time | peak memory |",
