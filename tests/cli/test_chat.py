@@ -24,12 +24,18 @@ def command(served: ServedModel, *options: str) -> list[str]:
     return [sys.executable, "-m", "fewbits", "chat", str(served.path), *options]
 
 
+def heed_ctrl_c() -> None:
+    """Undo what a process inherits from a shell that runs its tests in the background: Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """A process at a terminal of its own."""
 
     def __init__(self, arguments: list[str]) -> None:
         self.pid, self._file = pty.fork()
         if self.pid == 0:
+            heed_ctrl_c()
             os.execve(arguments[0], arguments, {**os.environ, "TERM": "dumb"})
         self._seen = ""
 
@@ -148,7 +154,11 @@ def test_at_the_prompt_ctrl_c_drops_what_was_typed_and_only_the_next_one_ends(se
 
 def test_in_a_pipe_ctrl_c_cuts_the_answer_and_the_next_line_is_answered(served: ServedModel) -> None:
     with subprocess.Popen(
-        command(served, *ENDLESS), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command(served, *ENDLESS),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=heed_ctrl_c,
     ) as chat:
         assert chat.stdin is not None
         assert chat.stdout is not None
@@ -176,7 +186,11 @@ def test_in_a_pipe_ctrl_c_cuts_the_answer_and_the_next_line_is_answered(served: 
 
 def test_in_a_pipe_ctrl_c_between_answers_ends_with_130(served: ServedModel) -> None:
     with subprocess.Popen(
-        command(served, "-n", "2"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command(served, "-n", "2"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=heed_ctrl_c,
     ) as chat:
         assert chat.stdin is not None
         assert chat.stdout is not None
