@@ -33,6 +33,8 @@ from fewbits.export.converters import find_converter
 
 TOKENS = 64
 _TINY_TOKENS = 48  # the context of tests/tiny_models.py's
+# Parts of fewbits that no artifact depends on.
+_WITHOUT = {"cli", "engine", "runtimes", "serving", "targets"}
 _CONVERT = """
 import json, sys
 from fewbits.pipeline.repack import repack
@@ -98,11 +100,17 @@ def model_of(case: Case, work: Path) -> Path:
 
 @cache
 def code_digest() -> str:
-    """Of fewbits' own code, and of the tests' models."""
+    """Of what decides an artifact's bytes: fewbits' code, but for what runs it, and the tests' models."""
     digest = hashlib.sha256()
     tests = SOURCES.parent / "tests"
     others = [tests / name for name in ("conftest.py", "tiny_models.py", "model_files.py")]
-    for path in sorted([*SOURCES.rglob("*.py"), *SOURCES.rglob("*.so"), *others]):
+    package = [
+        path
+        for pattern in ("*.py", "*.so")
+        for path in SOURCES.rglob(pattern)
+        if not _WITHOUT & {*path.relative_to(SOURCES).parts}
+    ]
+    for path in sorted([*package, *others]):
         digest.update(file_digest(path).encode())
     return digest.hexdigest()
 

@@ -27,7 +27,7 @@ from xml.etree import ElementTree
 
 from artifacts import code_digest, make_row
 from cases import ROWS, read_cases, row_names
-from environments import environment, installed_versions
+from environments import SOURCES, environment, installed_versions
 
 ROOT = ROWS.parent
 RESULTS = ROOT / "benchmarks" / "results" / "runtimes.json"
@@ -95,7 +95,8 @@ def read_results(path: Path) -> dict[str, Any]:
 def row_state(row: str, python: Path) -> str:
     """Digest of what decides whether the tests pass."""
     state = hashlib.sha256(code_digest().encode())
-    for path in sorted([*(ROWS / row).glob("*.*"), ROWS / "conftest.py"]):
+    drivers = (SOURCES / "fewbits" / "runtimes").glob("*_driver.py")
+    for path in sorted([*(ROWS / row).glob("*.*"), *drivers, ROWS / "conftest.py"]):
         state.update(path.read_bytes())
     state.update(json.dumps(installed_versions(row, python)).encode())
     return state.hexdigest()
