@@ -64,8 +64,8 @@ class GgufArray(Sequence[Any]):
     def __iter__(self) -> Iterator[Any]:
         if self._offsets is None:
             return iter(self.tolist())
-        raw, bounds = self.raw, self._offsets.tolist()
-        return (raw[a + 8 : b].decode("utf-8", "surrogateescape") for a, b in pairwise(bounds))
+        bounds = self._offsets.tolist()
+        return (self._string(a, b) for a, b in pairwise(bounds))
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, GgufArray):
@@ -216,10 +216,7 @@ class Cursor:
 
     def _short_strings(self, number: int) -> npt.NDArray[np.int64] | None:
         """Ends of the next strings, or None when one is longer than 255 bytes or the file ends."""
-        data = self.data[
-            self.position : self.position + (255 + 8) * number
-        ]  # bytes are indexed faster than a mapping
-        position = 0
+        data, position = self.data, self.position
         starts = []
         try:
             for _ in range(number):
@@ -234,7 +231,7 @@ class Cursor:
         everything = np.frombuffer(data, np.uint8)
         if everything[bounds[:-1, None] + np.arange(1, 8)].any():
             return None
-        return bounds[1:] + self.position
+        return bounds[1:]
 
     def _any_strings(self, number: int, key: str) -> npt.NDArray[np.int64]:
         """Ends of the next strings, each checked on its own."""

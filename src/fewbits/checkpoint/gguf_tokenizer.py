@@ -229,16 +229,11 @@ def _from_merges(metadata: Mapping[str, Any], texts: Sequence[str], pre_tokenize
     package = _package()
     vocab = {text: token for token, text in enumerate(texts)}
     # a merge's left part may begin with a space, hence the search from the second letter (as llama.cpp does)
-    listed = metadata.get("tokenizer.ggml.merges", ())
-    merges = [(merge[:at], merge[at + 1 :]) for merge in listed if (at := merge.find(" ", 1)) > 0]
+    cuts = [(merge, merge.find(" ", 1)) for merge in metadata.get("tokenizer.ggml.merges", ())]
+    pairs = [(merge[:at], merge[at + 1 :]) for merge, at in cuts if at > 0]
+    merges = [(a, b) for a, b in pairs if a in vocab and b in vocab and a + b in vocab]
     plain = not pre_tokenizer.byte_level
-    options = {"ignore_merges": pre_tokenizer.ignore_merges, "byte_fallback": plain}
-    try:
-        model = package.models.BPE(vocab, merges, **options)
-    except Exception:  # noqa: BLE001 - the package raises nothing more special
-        # Merges of what isn't in the vocabulary, which llama.cpp passes over.
-        known = [(a, b) for a, b in merges if a in vocab and b in vocab and a + b in vocab]
-        model = package.models.BPE(vocab, known, **options)
+    model = package.models.BPE(vocab, merges, ignore_merges=pre_tokenizer.ignore_merges, byte_fallback=plain)
     tokenizer = package.Tokenizer(model)
     steps = steps_json(pre_tokenizer.variants[0])
     # The package has no public way from JSON to a pre-tokenizer but a whole tokenizer's JSON or this.

@@ -156,32 +156,16 @@ def open_engine(
         EngineError: an architecture or a type of tensor that the engine doesn't know, settings out of range, or no
             memory for them.
     """
-    return engine_of(
-        open_gguf(Path(path)), threads=threads, context=context, sequences=sequences, kv_cache=kv_cache
-    )
-
-
-def engine_of(
-    checkpoint: Checkpoint,
-    *,
-    threads: int | None = None,
-    context: int | None = None,
-    sequences: int = 1,
-    kv_cache: KvCache = "f16",
-) -> Engine:
-    """The same for a GGUF file that has been opened.
-
-    Raises:
-        EngineError: as `open_engine`.
-    """
     if kv_cache not in get_args(KvCache):
         raise EngineError("no such key-value cache", found=kv_cache, allowed=", ".join(get_args(KvCache)))
     for what, value in (("threads", threads), ("context", context), ("sequences", sequences)):
         if value is not None and value < 1:
             raise EngineError(f"{what} must be positive", found=value, allowed="1 or more")
+    checkpoint = open_gguf(Path(path))
+    description = describe(checkpoint, context)
     return Engine(
         checkpoint,
-        describe(checkpoint, context),
+        description,
         threads=threads or usable_cores(),
         sequences=sequences,
         kv_cache=kv_cache,

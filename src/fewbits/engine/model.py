@@ -6,7 +6,7 @@ T: tokens of a text, V: vocabulary. Neither PyTorch nor transformers is imported
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
@@ -44,9 +44,7 @@ def load(
         CheckpointError: not a GGUF file that can be read.
         EngineError: the engine doesn't know its architecture or one of its types, or an option is out of range.
     """
-    from fewbits.checkpoint.gguf import open_gguf
-    from fewbits.checkpoint.gguf_tokenizer import tokenizer_from_metadata
-    from fewbits.engine.engine import engine_of
+    from fewbits.engine.engine import open_engine
 
     if Path(path).is_dir():
         raise EngineError(
@@ -54,12 +52,7 @@ def load(
             found=f"the directory {path}",
             action="Make one with fewbits quantize",
         )
-    checkpoint = open_gguf(Path(path))
-    # The tokenizer takes as long as a small model's weights, and they need nothing of each other.
-    with ThreadPoolExecutor(1) as beside:
-        tokenizer = beside.submit(tokenizer_from_metadata, checkpoint.metadata)
-        engine = engine_of(checkpoint, threads=threads, context=context, kv_cache=kv_cache)
-    return Model(engine, str(path), tokenizer)
+    return Model(open_engine(path, threads=threads, context=context, kv_cache=kv_cache), str(path))
 
 
 class Model:
@@ -70,22 +63,23 @@ class Model:
         path: of the file.
     """
 
-    def __init__(self, engine: SequenceEngine, path: str, tokenizer: Future[GgufTokenizer]) -> None:
+    def __init__(self, engine: SequenceEngine, path: str) -> None:
         self.engine = engine
         self.path = path
         self._slot = Slot(engine)
-        self._tokenizer = tokenizer
 
-    @property
+    @cached_property
     def tokenizer(self) -> GgufTokenizer:
-        """The file's tokenizer.
+        """The file's tokenizer; built when it is first used.
 
         Raises:
             ArchitectureError: a kind of tokenizer that fewbits can't build.
             CheckpointError: the file has none, or contradicts itself.
             MissingExtraError: the package `tokenizers` isn't installed.
         """
-        return self._tokenizer.result()
+        from fewbits.checkpoint.gguf_tokenizer import tokenizer_from_metadata
+
+        return tokenizer_from_metadata(self.engine.metadata)
 
     def generate(
         self,
