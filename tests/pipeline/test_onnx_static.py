@@ -67,7 +67,7 @@ def test_integers_are_multiplied_with_integers(made, tmp_path):
 
     graph = onnx.load_model(str(tmp_path / "optimized.onnx"), load_external_data=False).graph
     operators = [node.op_type for node in graph.node]
-    assert sum(op in ("MatMulIntegerToFloat", "QLinearMatMul") for op in operators) == 3 * 5
+    assert sum(op in ("MatMulIntegerToFloat", "QLinearMatMul") for op in operators) == 3 * 5 + 1
     assert "MatMul" not in operators
     # Processors without VNNI add pairs of products in 16 bits, so that the distance is theirs.
     assert off(our_logits(made, "runtime"), theirs) < 0.2 * off(our_logits(made, "float"), theirs)
@@ -77,8 +77,7 @@ def test_maps_with_the_same_inputs_have_one_scale_which_is_read_back(made):
     tensors = open_checkpoint(made).tensors
     scales = {n: t.inputs["input_scale"] for n, t in tensors.items() if t.dtype == NAME}
 
-    assert len(scales) == 3 * 7
-    assert tensors["model.embed_tokens.weight"].dtype == "QDQ8"
+    assert len(scales) == 3 * 7 + 1
     assert len({scales[f"model.layers.1.self_attn.{m}_proj.weight"] for m in "qkv"}) == 1
     assert len({scales[f"model.layers.1.mlp.{m}_proj.weight"] for m in ("gate", "up")}) == 1
     assert len(set(scales.values())) > 4

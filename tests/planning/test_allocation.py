@@ -1,5 +1,3 @@
-from typing import ClassVar
-
 import numpy as np
 import pytest
 
@@ -33,8 +31,6 @@ class Container:
     candidates = formats
     plain_formats = ("F32", "F16", "BF16")
     fallbacks = True
-    hardware = ""
-    head_formats: ClassVar[dict[str, str]] = {}
 
     @staticmethod
     def tied(_tensors):

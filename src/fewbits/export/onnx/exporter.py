@@ -13,10 +13,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-from fewbits.algorithms.static_scales import DEFAULT_RULE, INT8_GRID, static_scale
+from fewbits.algorithms.static_scales import nearest_int8, static_scale
 from fewbits.architectures import parameters_of_directory, to_published
 from fewbits.calibration.statistics import Statistics
 from fewbits.checkpoint.checkpoint import Checkpoint, LazyTensor
@@ -52,7 +51,6 @@ class OnnxExporter(Exporter):
     # Groups of 16 are for rows that no longer group divides.
     planned = tuple(name for name, group in NBITS_NAMES.items() if group > 16)
     default_format = "NBITS4_G32"  # the model builder's group
-    head_formats = MappingProxyType({STATIC: "QDQ8"})  # inputs of the head aren't sampled
 
     def tensors(self, checkpoint: Checkpoint) -> list[OutputTensor]:
         """The parameters of transformers' model that the graph uses.
@@ -98,11 +96,11 @@ class OnnxExporter(Exporter):
         """See `Exporter.activation_grid`."""
         return integer_grid(8, TOKEN) if format_name == STATIC else super().activation_grid(format_name)
 
-    def input_scale(self, format_name: str, statistics: Statistics, rule: str = DEFAULT_RULE) -> float:
+    def input_scale(self, format_name: str, statistics: Statistics) -> float:
         """See `Exporter.input_scale`."""
         if format_name != STATIC:
-            return super().input_scale(format_name, statistics, rule)
-        return static_scale(statistics, INT8_GRID, rule)
+            return super().input_scale(format_name, statistics)
+        return static_scale(statistics, nearest_int8, 127)
 
     def tied(self, tensors: Iterable[OutputTensor]) -> list[list[str]]:
         """Projections that the graph joins."""
