@@ -9,7 +9,7 @@ def test_logits_are_those_of_our_weights_and_it_generates(artifact, compare, dri
 
     logits = runtime.logits(str(folder), tokens)
 
-    # Integer activations: the package takes 255 steps, where vLLM's kernels and we take 254. Two roundings that share no
+    # Integer activations: the package takes 255 steps, we and vLLM take 254. Two roundings that share no
     # code are twice as far from each other as each from none; tests/export compares with the package's own rule.
     rounding = kl(expected["quantized"], expected["runtime"])
     compare(logits, expected, of="runtime", floor=max(2 * rounding, 1e-5))
