@@ -152,5 +152,5 @@ def test_the_command_shows_what_some_hardware_computes():
     assert found["bitsandbytes"]["formats"] == ["NF4"]
     assert [scheme["title"] for scheme in found["bitsandbytes"]["target"]["schemes"]] == ["W4A16 NF4"]
     refused = CliRunner().invoke(app, ["targets", "--hardware", "abacus"])
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "turing, ampere" in refused.stderr
