@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from starlette.requests import Request
@@ -17,7 +18,7 @@ from fewbits.errors import RequestError
 from fewbits.serving.answer_form import AnswerForm, answer_form
 from fewbits.serving.completion import Completion
 from fewbits.serving.delivery import deliver
-from fewbits.serving.events import RunningRequest
+from fewbits.serving.events import Mailbox, RunningRequest
 from fewbits.serving.grammar import Grammars
 from fewbits.serving.prompts import PromptReader
 from fewbits.serving.requests import ChatRequest, Parameters, TextRequest
@@ -101,7 +102,7 @@ class Service:
         parameters: Parameters,
         form: AnswerForm,
     ) -> Response:
-        running = RunningRequest(self.scheduler, parameters.choices)
+        running = RunningRequest(self.scheduler, self._mailbox, parameters.choices, stream=parameters.stream)
         token_bytes = form.token_bytes(self.tokenizer)
         completions: list[Completion] = []
         for prompt in prompts:
@@ -121,6 +122,10 @@ class Service:
                 completions.append(completion)
         running.start(completions)
         return await deliver(request, answer, running, parameters, [form.reader() for _ in completions])
+
+    @cached_property
+    def _mailbox(self) -> Mailbox:
+        return Mailbox()
 
     def _changes(self, parameters: Parameters, form: AnswerForm) -> LogitChanges | None:
         """A new answer's changes to logits, if there are any."""
