@@ -9,6 +9,7 @@ import openai
 import pytest
 from openai import OpenAI
 
+from fewbits.engine.text_stream import TextStream
 from fewbits.serving.server import Server
 from serving_model import CONTEXT, Hooked, ServedModel, call, running
 
@@ -161,6 +162,39 @@ def test_what_a_slot_holds_already_is_not_computed_again(served: ServedModel) ->
     assert read == first.usage.prompt_tokens + 3
     assert cached >= first.usage.prompt_tokens - 1
     assert sum(fed) == second.usage.prompt_tokens + 3 - cached
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_every_turn_of_a_conversation_is_what_an_engine_that_holds_nothing_writes(
+    served: ServedModel, slots: int
+) -> None:
+    """With others in between, and a turn that is asked for again with another ending."""
+    messages: Any = list(MESSAGES)
+    cached = []
+    with (
+        running(served, served.engine(slots)) as server,
+        OpenAI(base_url=f"{server.url}/v1", api_key="x") as client,
+    ):
+        for turn in ("and?", "and?", "or?", "so?"):
+            answer = client.chat.completions.create(
+                model="tiny", messages=messages, max_tokens=7, temperature=0, logit_bias={"0": -100}
+            )
+            client.completions.create(model="tiny", prompt=f"{turn} 1234", max_tokens=3)
+            text = "".join(f"<{said['role']}>{said['content']}\n" for said in messages) + "<assistant>"
+            expected = served.greedy(served.tokenizer.encode(text), 7, first=1)
+            stream = TextStream(served.tokenizer.token_bytes)
+            written = "".join(map(stream.add, expected)) + stream.finish()
+
+            assert answer.choices[0].message.content == written
+            assert answer.usage is not None
+            assert answer.usage.prompt_tokens_details is not None
+            cached.append(answer.usage.prompt_tokens_details.cached_tokens or 0)
+            if turn == "or?":
+                messages = messages[:-1]
+            else:
+                messages += [{"role": "assistant", "content": written}]
+            messages += [{"role": "user", "content": turn}]
+    assert slots == 1 or min(cached[1:]) > 5
 
 
 def test_answers_end_where_the_context_ends(served: ServedModel, client: OpenAI) -> None:
