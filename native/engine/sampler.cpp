@@ -12,7 +12,8 @@ namespace fewbits::engine {
 
 namespace {
 
-constexpr std::size_t kLanes = 16, kBlock = 1024;
+constexpr std::size_t kLanes = 16, kBlock = 1024, kGathered = 256;
+constexpr std::size_t kStepsPerNat = 32, kSteps = 88 * kStepsPerNat;  // below the largest logit; beyond weights are 0
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
 // Lanes, since no compiler may reorder a plain loop of comparisons. NaN never is larger.
@@ -46,6 +47,13 @@ float exponential(float x) {
     return x > -87.0f ? series * scale : 0.0f;
 }
 
+// How many steps a logit is below the largest; the last one for all that are farther below, and for NaN.
+std::int32_t step_below(float largest, float logit) {
+    constexpr float kLast = static_cast<float>(kSteps - 1);
+    const float steps = (largest - logit) * kStepsPerNat;
+    return static_cast<std::int32_t>(steps < kLast ? steps : kLast);
+}
+
 double sum_of(const float* values, std::size_t count) {
     double lanes[kLanes] = {};
     std::size_t i = 0;
@@ -58,7 +66,7 @@ double sum_of(const float* values, std::size_t count) {
 }
 
 bool better(const Candidate& a, const Candidate& b) {
-    return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
+    return (a.logit > b.logit) | ((a.logit == b.logit) & (a.token < b.token));  // no branch: it can't be foreseen
 }
 
 bool earlier(const Candidate& a, const Candidate& b) { return a.token < b.token; }
@@ -144,8 +152,8 @@ bool Sampler::narrow(const float* logits, std::size_t count, float largest) {
 
 // A heap of the k best with the worst in front. Blocks without a better one, nearly all, are passed over at once.
 void Sampler::keep_top_k(const float* logits, std::size_t count) {
-    for (std::size_t first = 0; first < count; first += kBlock / 4) {
-        const std::size_t last = std::min(first + kBlock / 4, count);
+    for (std::size_t first = 0; first < count; first += kGathered) {
+        const std::size_t last = std::min(first + kGathered, count);
         const bool full = kept_.size() == options_.top_k;
         if (full && !(largest_of(logits + first, last - first) > kept_.front().logit)) continue;
         for (std::size_t i = first; i < last; ++i) {
@@ -168,17 +176,21 @@ void Sampler::gather(const float* logits, std::size_t count, float least) {
     gather_if(logits, count, least, [&](const Candidate&) { return true; });
 }
 
-// Blocks without a logit of `least` or more, most of them, are passed over at once.
+// Blocks without a logit of `least` or more, most of them, are passed over at once. In the others nothing is branched on: which
+// tokens are kept can't be foreseen.
 template <typename Wanted>
 void Sampler::gather_if(const float* logits, std::size_t count, float least, Wanted&& wanted) {
     kept_.clear();
-    for (std::size_t first = 0; first < count; first += kBlock / 4) {
-        const std::size_t last = std::min(first + kBlock / 4, count);
+    for (std::size_t first = 0; first < count; first += kGathered) {
+        const std::size_t last = std::min(first + kGathered, count);
         if (largest_of(logits + first, last - first) < least) continue;
+        Candidate found[kGathered];
+        std::size_t size = 0;
         for (std::size_t i = first; i < last; ++i) {
-            const Candidate candidate{logits[i], static_cast<std::int32_t>(i)};
-            if (logits[i] >= least && wanted(candidate)) kept_.push_back(candidate);
+            found[size] = {logits[i], static_cast<std::int32_t>(i)};
+            size += static_cast<std::size_t>(logits[i] >= least) & static_cast<std::size_t>(wanted(found[size]));
         }
+        kept_.insert(kept_.end(), found, found + size);
     }
 }
 
@@ -195,32 +207,35 @@ void Sampler::keep_top_p_of_kept(float largest) {
 // Sorting all is slow. So probability is summed up by how far logits are below the largest, and only those are sorted among
 // which the limit lies; the rest is told by comparing with the last of them that stays. Leaves tokens in their order.
 void Sampler::keep_top_p(const float* logits, std::size_t count, float largest) {
-    const auto step = [&](float logit) { return static_cast<std::size_t>((largest - logit) * 8); };
+    const auto step = [&](float logit) { return step_below(largest, logit); };
     double mass = 0, wanted = 0;
     const std::size_t edge = step_of_top_p(logits, count, largest, mass, wanted);
-    const float least = largest - static_cast<float>(edge + 1) / 8 - 0.01f;  // a few too many don't matter
-    gather_if(logits, count, least, [&](const Candidate& c) { return step(c.logit) >= edge; });
+    const float least = largest - static_cast<float>(edge + 1) / kStepsPerNat - 0.01f;  // a few too many don't matter
+    gather_if(logits, count, least, [&](const Candidate& c) { return step(c.logit) >= static_cast<std::int32_t>(edge); });
     std::sort(kept_.begin(), kept_.end(), better);
     std::size_t size = 0;
     const std::size_t fewest = edge == 0 ? 1 : 0;  // the best stays whatever p is
     while (size < kept_.size() && (size < fewest || mass < wanted)) mass += exponential(kept_[size++].logit - largest);
     if (size == 0) {  // rounding: those above the edge have it all
-        gather_if(logits, count, least, [&](const Candidate& c) { return step(c.logit) < edge; });
+        gather_if(logits, count, least, [&](const Candidate& c) { return step(c.logit) < static_cast<std::int32_t>(edge); });
     } else {
         const Candidate worst = kept_[size - 1];
         gather_if(logits, count, worst.logit, [&](const Candidate& c) { return !better(worst, c); });
     }
 }
 
-// The step of 1/8 below the largest logit in which top-p's limit lies. `mass`: the probability (not normalised) of those above
+// The step below the largest logit in which top-p's limit lies. `mass`: the probability (not normalised) of those above
 // it, `wanted`: what top-p asks for.
 std::size_t Sampler::step_of_top_p(const float* logits, std::size_t count, float largest, double& mass, double& wanted) {
-    constexpr std::size_t kSteps = 1024;  // beyond step 700 weights are 0
-    weights_.resize(count);
-    for (std::size_t i = 0; i < count; ++i) weights_[i] = exponential(logits[i] - largest);
     double by_step[kSteps] = {};
-    for (std::size_t i = 0; i < count; ++i)
-        if (weights_[i] > 0) by_step[static_cast<std::size_t>((largest - logits[i]) * 8)] += weights_[i];
+    for (std::size_t first = 0; first < count; first += kGathered) {
+        const std::size_t size = std::min(kGathered, count - first);
+        float weight[kGathered];
+        std::int32_t step[kGathered];
+        for (std::size_t i = 0; i < size; ++i) weight[i] = exponential(logits[first + i] - largest);
+        for (std::size_t i = 0; i < size; ++i) step[i] = step_below(largest, logits[first + i]);
+        for (std::size_t i = 0; i < size; ++i) by_step[step[i]] += weight[i];
+    }
     for (const double part : by_step) wanted += part;
     wanted *= options_.top_p;
     std::size_t edge = 0;

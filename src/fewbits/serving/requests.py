@@ -91,10 +91,11 @@ class ChatRequest:
 
 @dataclass(frozen=True)
 class TextRequest:
-    """A request to continue one or more prompts, each text or token ids."""
+    """A request to continue one or more prompts, each text or token ids; `echo`: tell them before their answers."""
 
     prompts: tuple[str | tuple[int, ...], ...]
     parameters: Parameters
+    echo: bool
 
 
 def parse_json(body: bytes) -> Mapping[str, Any]:
@@ -143,14 +144,14 @@ def text_request(body: Mapping[str, Any]) -> TextRequest:
     """
     fields = Fields(body, _TEXT)
     top = fields.optional_integer("logprobs", 0, _MAX_TOP_LOGPROBS)
-    limit = fields.integer("max_tokens", _COMPLETION_TOKENS, 1)
-    fields.only("echo", False)
+    echo = fields.boolean("echo", False)
+    limit = fields.integer("max_tokens", _COMPLETION_TOKENS, 0 if echo else 1)
     fields.only("suffix", "")
     parameters = _parameters(fields, limit, top)
     best_of = fields.integer("best_of", parameters.choices, 1)
     if best_of != parameters.choices:
         raise wrong("best_of", best_of, f"as many as n, {parameters.choices}")
-    return TextRequest(_prompts(fields.get("prompt")), parameters)
+    return TextRequest(_prompts(fields.get("prompt")), parameters, echo)
 
 
 def _parameters(fields: Fields, max_tokens: int | None, top_logprobs: int | None) -> Parameters:

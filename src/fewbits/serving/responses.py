@@ -152,7 +152,7 @@ class ChatAnswer(Answer):
         ]
         return {"content": content, "refusal": None}
 
-    def _entry(self, token: int, logprob: float) -> Json:
+    def _entry(self, token: int, logprob: float | None) -> Json:
         return {
             "token": self._token(token), "bytes": list(self._token_bytes(token)), "logprob": logprob
         }  # fmt: skip
@@ -189,8 +189,11 @@ class TextAnswer(Answer):
         for text in texts:
             offsets.append(offset)
             offset += len(text)
-        top: list[Mapping[str, float]] = []
+        top: list[Mapping[str, float] | None] = []
         for token in tokens:
+            if token.logprob is None:
+                top.append(None)
+                continue
             likely: dict[str, float] = {}
             for other, logprob in token.top:  # best first; parts of characters look alike
                 likely.setdefault(self._token(other), logprob)

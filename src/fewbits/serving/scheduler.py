@@ -17,6 +17,7 @@ from fewbits.errors import EngineError, ServingError
 from fewbits.serving.completion import Completion, Failed
 from fewbits.serving.metrics import Metrics
 from fewbits.serving.slots import Slots
+from fewbits.serving.token_choice import Floats
 
 STEP_TOKENS = 256  # by then matrix products run at full speed
 _MEMORY = 0.8  # of the mean of answers' durations: the weight of what was before
@@ -201,45 +202,56 @@ class Scheduler:
                     self._fail(share[0], error.__cause__ if isinstance(error, _StepError) else error)
 
     def _advance(self, shares: Sequence[tuple[Completion, int]]) -> None:
-        writing = [completion for completion, count in shares if count == completion.pending]
+        writing = [count == completion.pending for completion, count in shares]
         try:
-            logits = self._slots.feed(shares)
+            logits, rows = self._slots.feed(shares)
         except Exception as error:
             raise _StepError from error
         self._metrics.stepped(sum(count for _, count in shares))
-        rows = []
-        for row, completion in enumerate(writing):
+        ready: dict[int, Completion] = {}  # by row of logits
+        for (completion, _), writes, own in zip(shares, writing, rows, strict=True):
             if completion.cancelled:
                 continue
             try:
-                completion.prepare(logits[row])
-            except Exception as error:  # noqa: BLE001 - no token may follow: this answer's end only
+                completion.read(logits[own.start : own.stop])
+                if writes and completion.limit:
+                    completion.prepare(logits[own[-1]])
+            except Exception as error:  # noqa: BLE001 - no token may follow, …: this answer's end only
                 self._fail(completion, error)
-            else:
-                rows.append(row)
-        if not rows:
-            return
-        chosen = [writing[row] for row in rows]
+                continue
+            if completion.reason is not None:
+                self._end(completion)
+            elif writes:
+                ready[own[-1]] = completion
+        if ready:
+            chosen = logits if len(ready) == len(logits) else logits[list(ready)]
+            self._write(list(ready.values()), chosen)
+
+    def _write(self, completions: Sequence[Completion], logits: Floats) -> None:
+        """Choose a token for each answer by its logits, float32 [M, V]."""
         tokens = self._slots.engine.choose(
-            [completion.sampler for completion in chosen],
-            logits if len(rows) == len(logits) else logits[rows],
-            [completion.recent_tokens() for completion in chosen],
+            [completion.sampler for completion in completions],
+            logits,
+            [completion.recent_tokens() for completion in completions],
         )
-        for completion, token in zip(chosen, tokens, strict=True):
+        for completion, token in zip(completions, tokens, strict=True):
             try:
                 if token < 0:
                     raise EngineError(
                         "the model's logits are no numbers", action="Its weights are damaged, or overflow"
                     )
-                done = completion.write(token)
+                completion.write(token)
             except Exception as error:  # noqa: BLE001 - this answer's end only
                 self._fail(completion, error)
                 continue
-            if completion.written == 1 or (done and not completion.written):
+            if completion.written == 1 or (completion.reason and not completion.written):
                 self._metrics.began(time.monotonic() - completion.submitted)
-            if done:
-                self._leave(completion)
-                self._ended(completion, completion.reason or "stop")
+            if completion.reason is not None:
+                self._end(completion)
+
+    def _end(self, completion: Completion) -> None:
+        self._leave(completion)
+        self._ended(completion, completion.reason or "stop")
 
     def _leave(self, completion: Completion, *, empty: bool = False) -> None:
         with self._changed:
@@ -278,10 +290,10 @@ def share_step(completions: Sequence[Completion], budget: int) -> list[tuple[Com
     if reading:
         left = max(budget - len(counts), len(reading))
         oldest, *others = reading
-        counts[oldest] = min(oldest.pending, (left + 1) // 2)
+        counts[oldest] = min(oldest.most_fed, (left + 1) // 2)
         left -= counts[oldest]
         for completion in sorted(others, key=lambda other: other.pending):
-            counts[completion] = min(completion.pending, left)
+            counts[completion] = min(completion.most_fed, left)
             left -= counts[completion]
-        counts[oldest] += min(oldest.pending - counts[oldest], left)
+        counts[oldest] += min(oldest.most_fed - counts[oldest], left)
     return [(completion, counts[completion]) for completion in completions if counts[completion]]

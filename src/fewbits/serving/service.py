@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from starlette.requests import Request
@@ -15,9 +16,9 @@ from fewbits.engine.sampling import Sampling
 from fewbits.engine.text_stream import TextStream
 from fewbits.errors import RequestError
 from fewbits.serving.answer_form import AnswerForm, answer_form
-from fewbits.serving.completion import Completion
+from fewbits.serving.completion import Completion, Piece, TokenLogprob
 from fewbits.serving.delivery import deliver
-from fewbits.serving.events import RunningRequest
+from fewbits.serving.events import Mailbox, RunningRequest
 from fewbits.serving.grammar import Grammars
 from fewbits.serving.prompts import PromptReader
 from fewbits.serving.requests import ChatRequest, Parameters, TextRequest
@@ -63,7 +64,7 @@ class Service:
         form = await asyncio.to_thread(answer_form, parameters, None, self.grammars, self.prompts)
         prompts = [await asyncio.to_thread(self.prompts.prompt, prompt) for prompt in wanted.prompts]
         answer = TextAnswer(self.model, self.tokenizer.token_bytes)
-        return await self._answer(request, answer, prompts, "prompt", parameters, form)
+        return await self._answer(request, answer, prompts, "prompt", parameters, form, echo=wanted.echo)
 
     def _check(self, parameters: Parameters, prompts: int) -> None:
         """Refuse what can be refused before any work: another model, tokens that there aren't, or no room."""
@@ -100,8 +101,10 @@ class Service:
         param: str,
         parameters: Parameters,
         form: AnswerForm,
+        *,
+        echo: bool = False,
     ) -> Response:
-        running = RunningRequest(self.scheduler, parameters.choices)
+        running = RunningRequest(self.scheduler, self._mailbox, parameters.choices, stream=parameters.stream)
         token_bytes = form.token_bytes(self.tokenizer)
         completions: list[Completion] = []
         for prompt in prompts:
@@ -117,10 +120,23 @@ class Service:
                     changes=self._changes(parameters, form),
                     top_logprobs=parameters.top_logprobs,
                     recent=_recent(parameters.sampling),
+                    tells_prompt=echo and parameters.top_logprobs is not None,
                 )
+                if echo:
+                    completion.on_event(self._echo(completion))
                 completions.append(completion)
         running.start(completions)
         return await deliver(request, answer, running, parameters, [form.reader() for _ in completions])
+
+    @cached_property
+    def _mailbox(self) -> Mailbox:
+        return Mailbox()
+
+    def _echo(self, completion: Completion) -> Piece:
+        """A prompt as the beginning of its answer."""
+        text = b"".join(map(self.tokenizer.token_bytes, completion.prompt)).decode("utf-8", "replace")
+        first = (TokenLogprob(completion.prompt[0], None, ()),) if completion.tells_prompt else ()
+        return Piece(text, first)
 
     def _changes(self, parameters: Parameters, form: AnswerForm) -> LogitChanges | None:
         """A new answer's changes to logits, if there are any."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
 from fewbits.engine.engine import Engine
 from fewbits.errors import FewbitsError
 from fewbits.serving.completion import Completion
+from fewbits.serving.token_choice import Floats
 
 # Tokens of a prefix that are worth copying from another slot.
 _WORTH_COPYING = 16
@@ -69,9 +70,8 @@ class Slots:
         self.used[completion] = slot
 
     def _common(self, completion: Completion) -> list[int]:
-        """How many of a prompt's tokens each slot holds; never the last one."""
-        most = len(completion.prompt) - 1
-        return [min(_common_prefix(held, completion.prompt), most) for held in self._held]
+        """How many of a prompt's tokens each slot holds, of those that needn't be fed."""
+        return [min(_common_prefix(held, completion.prompt), completion.spared) for held in self._held]
 
     def _begin(self, completion: Completion, slot: int) -> None:
         """Make a slot hold as much of the prompt as any slot does."""
@@ -97,7 +97,7 @@ class Slots:
         """
         found: _Leader | None = None
         for other in self.used:
-            shared = min(_common_prefix(other.prompt, completion.prompt), len(completion.prompt) - 1)
+            shared = min(_common_prefix(other.prompt, completion.prompt), completion.spared)
             if other is completion or other.cancelled or shared <= other.fed:
                 continue
             if shared >= (held + _WORTH_COPYING if found is None else found.shared + 1):
@@ -130,11 +130,11 @@ class Slots:
         """The answers that don't wait for another one's prompt, in the order of arrival."""
         return [completion for completion in self.used if completion not in self._followers]
 
-    def feed(self, shares: Sequence[tuple[Completion, int]]) -> npt.NDArray[np.float32]:
+    def feed(self, shares: Sequence[tuple[Completion, int]]) -> tuple[Floats, list[range]]:
         """Give the engine the next tokens of each answer, as one batch.
 
         Returns:
-            float32 [M, V]: logits for the M answers all of whose tokens are fed then, in the order of `shares`.
+            Logits float32 [M, V], and which of these rows are each answer's: `Completion.logits_after` its last tokens.
 
         Raises:
             EngineError: the engine refused; nothing has changed.
@@ -142,11 +142,12 @@ class Slots:
         sequences: list[int] = []
         tokens: list[int] = []
         wanted: list[int] = []
+        ends: list[int] = []  # of each answer's rows of logits
         for completion, count in shares:
             sequences += [self.used[completion]] * count
             tokens += completion.tokens[completion.fed : completion.fed + count]
-            if count == completion.pending:
-                wanted.append(len(tokens) - 1)
+            wanted += range(len(tokens) - completion.logits_after(count), len(tokens))
+            ends.append(len(wanted))
         logits = self.engine.step(
             np.array(sequences, np.int32), np.array(tokens, np.int32), np.array(wanted, np.int32)
         )
@@ -154,7 +155,7 @@ class Slots:
             new = completion.tokens[completion.fed : completion.fed + count]
             self._held[self.used[completion]] += new
             completion.fed += count
-        return logits
+        return logits, [range(first, last) for first, last in pairwise([0, *ends])]
 
     def restore(self, completion: Completion) -> None:
         """Undo what a failed step may have left behind."""
