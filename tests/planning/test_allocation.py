@@ -31,6 +31,7 @@ class Container:
     candidates = formats
     plain_formats = ("F32", "F16", "BF16")
     fallbacks = True
+    hardware = ""
 
     @staticmethod
     def tied(_tensors):
