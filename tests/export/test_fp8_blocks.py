@@ -114,7 +114,7 @@ class TestPublished:
 
     def test_it_becomes_a_directory_of_compressed_tensors_with_the_same_numbers(self, made, tmp_path):
         folder = published(made, tmp_path / "fp8", as_deepseek, **DEEPSEEK)
-        fewbits.export(folder, tmp_path / "out", to="compressed-tensors")
+        fewbits.repack(folder, tmp_path / "out", to="compressed-tensors")
 
         first, second = (open_stored(d).tensors for d in (made, tmp_path / "out"))
         assert set(first) == set(second)
