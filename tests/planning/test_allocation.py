@@ -1,3 +1,5 @@
+from typing import ClassVar
+
 import numpy as np
 import pytest
 
@@ -32,6 +34,7 @@ class Container:
     plain_formats = ("F32", "F16", "BF16")
     fallbacks = True
     hardware = ""
+    head_formats: ClassVar[dict[str, str]] = {}
 
     @staticmethod
     def tied(_tensors):

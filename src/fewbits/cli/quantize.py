@@ -21,6 +21,7 @@ KV_CACHE = "Write calibrated scales for a quantized key-value cache too: fp8, or
 HARDWARE = (
     "What must compute the formats, such as ampere or x86-cpu: nothing else is chosen. See fewbits targets."
 )
+STATIC_SCALE = "How static scales of activations are chosen: mse, absmax, percentile:99.99, or held-out."
 RESUME_HINT = "interrupted; what is done is kept: the same command goes on from here"
 
 
@@ -56,6 +57,7 @@ def quantize(
     fold: Annotated[bool, typer.Option("--fold/--no-fold", help=FOLD)] = True,
     tune: Annotated[bool | None, typer.Option("--tune/--no-tune", help=TUNE)] = None,
     kv_cache: Annotated[str | None, typer.Option(metavar="NAME", help=KV_CACHE)] = None,
+    static_scale: Annotated[str | None, typer.Option(metavar="RULE", help=STATIC_SCALE)] = None,
     hardware: Annotated[str | None, typer.Option(metavar="NAME", help=HARDWARE)] = None,
     memory: Annotated[str, typer.Option(help="Memory that the run may hold.")] = "4GB",
     threads: Annotated[int | None, typer.Option(help="Default: all cores.")] = None,
@@ -78,7 +80,8 @@ def quantize(
             "to": to, "format": format_name, "bits": bits, "size": size, "plan": plan, "like": like,
             "max_kl": max_kl, "pins": pin or (), "effort": effort, "calibration": calibration,
             "imatrix": imatrix, "algorithm": algorithm, "fold": fold, "tune": tune, "kv_cache": kv_cache,
-            "hardware": hardware, "memory": memory, "threads": threads, "seed": seed, "force": force,
+            "hardware": hardware, "static_scale": static_scale, "memory": memory, "threads": threads,
+            "seed": seed, "force": force,
         }  # fmt: skip
         with TerminalProgress() as progress:
             if dry_run:

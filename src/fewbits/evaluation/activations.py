@@ -241,6 +241,7 @@ FILE_ROUNDING: Mapping[str, tuple[str, Callable[[float], Rounding]]] = {
     "INT8_CHANNEL_SYM_STATIC": (INPUT_SCALE, partial(StaticRounding, lowest=-128.0, highest=127.0)),
     "FP8_E4M3_CHANNEL_STATIC": (INPUT_SCALE, _STATIC_FP8),
     "FP8_E4M3_TENSOR_STATIC": (INPUT_SCALE, _STATIC_FP8),
+    "QDQ8_STATIC": (INPUT_SCALE, partial(StaticRounding, lowest=-128.0, highest=127.0)),
     "NVFP4_A4": (INPUT_GLOBAL_SCALE, NVFP4Rounding),
 }
 

@@ -103,6 +103,7 @@ def dry_run(
     tune: bool | None = None,
     kv_cache: str | None = None,
     hardware: str | None = None,
+    static_scale: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> DryRun:
@@ -118,7 +119,7 @@ def dry_run(
     effort = effort_or_default(effort, imatrix)
     settings = Settings(
         to, effort, calibration, memory, threads, seed, imatrix, algorithm, fold, tune, kv_cache,
-        hardware,
+        hardware, static_scale,
     )  # fmt: skip
     goal = Goal(format, bits, size, max_kl, plan, like, tuple(pins))
     job = prepare_job(source, goal, settings, progress)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewbits.algorithms import imatrix as weighted_rounding
 from fewbits.algorithms.registry import NONE, needs_statistics
+from fewbits.algorithms.static_scales import DEFAULT_RULE, check_rule
 from fewbits.checkpoint.checkpoint import Checkpoint
 from fewbits.checkpoint.content_hash import content_hash
 from fewbits.checkpoint.converted import read_description
@@ -70,6 +71,7 @@ class Settings:
         tune: whether scales and norms are trained once the codes are chosen, and kept if that helps; None: at effort
             best.
         kv_cache: the quantized key-value cache that the output has scales for; None: none.
+        static_scale: rule of `algorithms.static_scales` for scales of activations in the file; None: the default.
         hardware: what must compute the formats, by a name of `targets.hardware`; None: whatever the container is for.
     """
 
@@ -85,6 +87,7 @@ class Settings:
     tune: bool | None = None
     kv_cache: str | None = None
     hardware: str | None = None
+    static_scale: str | None = None
 
     def __post_init__(self) -> None:
         if self.effort not in EFFORTS:
@@ -105,6 +108,12 @@ class Settings:
                 found="--effort fast",
                 allowed="balanced, best",
             )
+        if self.static_scale is not None:
+            check_rule(self.static_scale)
+            if self.effort == "fast":
+                raise FewbitsError(
+                    "--static-scale needs calibration", found="--effort fast", allowed="balanced, best"
+                )
         self._check_algorithm()
         if self.tune and self.effort not in TUNED_EFFORTS:
             raise FewbitsError(
@@ -241,7 +250,7 @@ def prepare(source: str | Path, goal: Goal, settings: Settings, progress: Progre
         fold = bool(provenance.folds) if provenance.calibration else settings.fold
         settings = replace(
             settings, effort=provenance.effort, seed=provenance.seed, fold=fold, tune=bool(provenance.tuning),
-            kv_cache=provenance.kv_cache or None,
+            kv_cache=provenance.kv_cache or None, static_scale=provenance.static_scale or None,
         )  # fmt: skip
     calibration, importance = None, None
     scales: list[OutputTensor] = []
@@ -253,7 +262,9 @@ def prepare(source: str | Path, goal: Goal, settings: Settings, progress: Progre
         named = _commonest(goal, like)
         calibration = calibrate(checkpoint, exporter, tensors, metadata, settings, progress, named)
         provenance = replace(_calibrated(provenance, calibration), tuning=PENDING if settings.tunes else "")
-        tensors = with_input_scales(folded(tensors, calibration.folds), calibration, exporter)
+        rule = settings.static_scale or DEFAULT_RULE
+        tensors = with_input_scales(folded(tensors, calibration.folds), calibration, exporter, rule)
+        provenance = replace(provenance, static_scale=settings.static_scale or "")
         if settings.kv_cache is not None:
             from fewbits.pipeline.kv_cache import cache_scale_tensors
 

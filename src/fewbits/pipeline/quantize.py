@@ -124,6 +124,7 @@ def quantize(
     tune: bool | None = None,
     kv_cache: str | None = None,
     hardware: str | None = None,
+    static_scale: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> QuantizeResult:
@@ -153,6 +154,8 @@ def quantize(
         tune: whether scales and norms are trained once the codes are chosen; None: at effort best.
         kv_cache: write scales for a quantized key-value cache as well, calibrated: ``fp8`` or ``fp8_per_head``.
         hardware: what must compute the formats, such as ``ampere``: plans take nothing else (`fewbits targets`).
+        static_scale: how scales of activations that the file holds are chosen: ``mse``, ``absmax``, ``percentile:P`` or
+            ``held-out``, for formats that have them.
         force: replace an existing output, and discard interrupted work of another job.
         progress: receives what is being done.
 
@@ -167,7 +170,7 @@ def quantize(
     effort = effort_or_default(effort, imatrix)
     settings = Settings(
         to, effort, calibration, memory, threads, seed, imatrix, algorithm, fold, tune, kv_cache,
-        hardware,
+        hardware, static_scale,
     )  # fmt: skip
     goal = Goal(format, bits, size, max_kl, plan, like, tuple(pins))
     job = prepare_job(source, goal, settings, progress)

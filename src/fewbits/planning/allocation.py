@@ -85,12 +85,13 @@ def choose(
 def uniform(
     tensors: Sequence[OutputTensor], exporter: Exporter, linear: str, head: str | None = None
 ) -> dict[str, TensorChoice]:
-    """`linear` for every linear layer and `head` (default: the same) for the embedding and the head.
+    """`linear` for every linear layer and `head` (default: the exporter's, or the same) for the embedding and the head.
 
     Where a block doesn't divide the rows, the fallback is one for all tensors that must share a format, and in
     containers without `fallbacks` for all tensors.
     """
-    asked = {t.name: (head or linear) if t.role in _HEAD_ROLES else linear for t in tensors}
+    head = head or exporter.head_formats.get(linear.upper(), linear)
+    asked = {t.name: head if t.role in _HEAD_ROLES else linear for t in tensors}
     extents = {t.name: {t.extent} for t in tensors if t.quantizable}
     if exporter.fallbacks:
         groups = exporter.tied(tensors)

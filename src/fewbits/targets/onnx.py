@@ -5,6 +5,8 @@ from fewbits.targets.target import Runtime, Scheme, Target
 
 _OPERATORS = "https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md"
 _GENAI = "https://onnxruntime.ai/docs/genai/howto/build-model.html"
+_QUANTIZATION = "https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html"
+_QNN = "https://onnxruntime.ai/docs/execution-providers/QNN-ExecutionProvider.html"
 _PROCESSORS = (*FROM_TURING, "amd-gpu", "intel-gpu", *CPUS)
 
 TARGET = Target(
@@ -28,6 +30,11 @@ TARGET = Target(
         ),
         Scheme(
             "QDQ, 8 bits", ("QDQ8",), "every processor that ONNX Runtime knows", "", (_OPERATORS,), _PROCESSORS,
+        ),
+        Scheme(
+            "QDQ, 8 bits, static activations", ("QDQ8_STATIC",),
+            "CPUs, by products of integers; products have the form that NPUs' execution providers ask for, what lies "
+            "between them hasn't, and none was tried", "", (_QUANTIZATION, _QNN), CPUS,
         ),
     ),
     notes=("Architectures are those of onnxruntime-genai's model builder; mixtures of experts are refused.",),
