@@ -184,7 +184,7 @@ def sample_tokens() -> list[int]:
     return np.random.default_rng(7).integers(0, VOCABULARY, TOKENS).tolist()
 
 
-def build(tiny: TinyModel, **sizes: int) -> Any:
+def build(tiny: TinyModel, **sizes: float) -> Any:
     """The model itself: torch, float32, eager attention, seeded; `sizes` go before those of the variant."""
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -260,7 +260,7 @@ def to_hugging_face(
     """
     entry = owner(checkpoint)
     values = read_settings(entry.gguf, checkpoint.metadata)
-    check_settings(values)
+    check_settings(entry.gguf, values)
     _check_blocks(values["block_count"], checkpoint)
     config = _config_of(entry, values, checkpoint.tensors)
     source = Source(checkpoint.tensors)

@@ -64,7 +64,8 @@ def describe(checkpoint: Checkpoint, context: int | None = None) -> Description:
         raise _unknown(str(checkpoint.metadata.get("general.architecture"))) from error
     if surplus := [name for name in checkpoint.tensors if not _TAKEN.fullmatch(name)]:
         raise _unknown(entry.model_type + " with " + ", ".join(surplus[:_SHOWN]))
-    config, _ = to_hugging_face(checkpoint)
+    found, _ = to_hugging_face(checkpoint)
+    config = entry.defaults | found  # what the file leaves out is what transformers takes
     trained = int(config["max_position_embeddings"])
     context = context or min(trained, DEFAULT_CONTEXT)
     return Description(entry.model_type, trained, context, _native_config(entry, config, context))
