@@ -61,22 +61,30 @@ class Schedule:
 
 
 class Teacher:
-    """The original's predictions of some sequences: its hidden states, float32 [B, S, D], and its head."""
+    """The original's predictions of some sequences: its hidden states, float16 [S, D] each, and its head.
+
+    States beyond half precision's range stay float32.
+    """
 
     def __init__(self, predictor: Predictor, ids: Tensor, advance: Advance) -> None:
         hidden = []
         with torch.inference_mode():
             for sequence in ids:
-                hidden.append(predictor.hidden(sequence[None])[0].float())
+                hidden.append(_narrow(predictor.hidden(sequence[None])[0]))
                 advance(len(sequence), "the original")
         predictor.forget_decoder()
-        self.hidden = torch.stack(hidden)
+        self.hidden = tuple(hidden)
         self._predictor = predictor
 
     def log_probabilities(self, hidden: Tensor) -> Tensor:
         """Of the next token, float32 [T, V], for hidden states [T, D]."""
         with torch.inference_mode():
-            return torch.log_softmax(self._predictor.logits(hidden).float(), -1)
+            return torch.log_softmax(self._predictor.logits(hidden.float()).float(), -1)
+
+
+def _narrow(hidden: Tensor) -> Tensor:
+    half = hidden.half()
+    return half if bool(half.isfinite().all()) else hidden.float()
 
 
 def train(student: Student, teacher: Teacher, ids: Tensor, schedule: Schedule, advance: Advance) -> None:
