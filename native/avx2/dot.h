@@ -124,7 +124,7 @@ inline void add(Chain& chain, const Factor& codes, const std::int8_t* quad) {
         a = _mm256_add_epi16(chain.short_a, a);
         b = _mm256_add_epi16(chain.short_b, b);
     }
-    // Keeps the order of the sums: GCC would rather add in pairs, and write all products to memory meanwhile.
+    // Keeps the order of the sums, here and below: GCC would rather add in pairs, and write all products to memory meanwhile.
     asm("" : "+x"(a), "+x"(b));
     if constexpr (kStep % kLimit != kLimit - 1) {
         chain.short_a = a;
@@ -136,6 +136,7 @@ inline void add(Chain& chain, const Factor& codes, const std::int8_t* quad) {
         constexpr bool kFirst = kStep < kLimit && !kStarted;
         chain.a = kFirst ? a : _mm256_add_epi32(chain.a, a);
         chain.b = kFirst ? b : _mm256_add_epi32(chain.b, b);
+        asm("" : "+x"(chain.a), "+x"(chain.b));
     }
 }
 inline Chain start(std::int32_t bias = 0) {

@@ -30,6 +30,17 @@
 
 namespace fewbits::engine {
 
+// These bytes of a file's mapping become part of the process's memory at once, not page by page as they are read.
+inline void fetch(const std::uint8_t* from, std::size_t bytes) {
+#if defined(MADV_POPULATE_READ)
+    constexpr std::uintptr_t kPage = 4096;
+    const std::uintptr_t first = reinterpret_cast<std::uintptr_t>(from) / kPage * kPage;
+    madvise(reinterpret_cast<void*>(first), reinterpret_cast<std::uintptr_t>(from) + bytes - first, MADV_POPULATE_READ);
+#else
+    (void)from, (void)bytes;
+#endif
+}
+
 // Whole pages among these bytes of a file's mapping leave memory; they can be read again.
 inline void give_back(const std::uint8_t* from, std::size_t bytes) {
 #if defined(MADV_DONTNEED)

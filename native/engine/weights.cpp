@@ -46,6 +46,23 @@ std::size_t row_bytes(const std::string& name, const TensorView& view) {
 // Bands that a thread packs before it looks for more.
 constexpr std::size_t kBandsAtOnce = 32;
 
+// What of the tensors' bytes is in memory still: ends of what was given back piece by piece, and what the system had read ahead.
+void give_back_all(const Tensors& tensors) {
+    std::map<const std::uint8_t*, std::size_t> parts;
+    for (const auto& [name, view] : tensors) parts[view.data] = std::max(parts[view.data], view.bytes);
+    const std::uint8_t *first = nullptr, *last = nullptr;
+    for (const auto& [data, bytes] : parts) {
+        constexpr std::ptrdiff_t kGap = 4096;  // no page of anything else lies in less
+        if (first && data - last < kGap) {
+            last = std::max(last, data + bytes);
+            continue;
+        }
+        if (first) give_back(first, static_cast<std::size_t>(last - first));
+        first = data, last = data + bytes;
+    }
+    if (first) give_back(first, static_cast<std::size_t>(last - first));
+}
+
 }  // namespace
 
 const TensorView* Weights::find_optional(const std::string& name) const {
@@ -169,17 +186,17 @@ void Weights::pack(ThreadTeam& team, bool mapped) {
         add(block.out), add(block.down), add(block.router);
     }
     add(head.linear);
-    std::size_t bytes = 0;
+    std::size_t size = 0;
     std::vector<std::size_t> offsets, first_band{0};
     for (const Linear* linear : all) {
-        offsets.push_back(bytes);
-        bytes += (linear->matrix.bytes() + 63) / 64 * 64 + Arena::kFence;
+        offsets.push_back(size);
+        size += (linear->matrix.bytes() + 63) / 64 * 64 + Arena::kFence;
         first_band.push_back(first_band.back() + linear->bands());
     }
-    packed_ = Arena(bytes, true);
+    packed_ = Arena(size, true);
     for (std::size_t i = 0; i < all.size(); ++i) {
         all[i]->matrix.data = packed_.data() + offsets[i];
-        packed_.fence(offsets[i] + all[i]->matrix.bytes(), i + 1 < all.size() ? offsets[i + 1] : bytes);
+        packed_.fence(offsets[i] + all[i]->matrix.bytes(), i + 1 < all.size() ? offsets[i + 1] : size);
     }
     team.run([&](Member& member) {
         member.share(first_band.back(), kBandsAtOnce, [&](std::size_t first, std::size_t last) {
@@ -190,16 +207,18 @@ void Weights::pack(ThreadTeam& team, bool mapped) {
                 const std::size_t bytes_of_row = linear.columns / linear.source->columns * linear.source->bytes;
                 const std::size_t row = (unit - first_band[i]) * kBand;
                 const std::uint8_t* from = linear.blocks + row * bytes_of_row;
+                const std::size_t bytes = (std::min((end - first_band[i]) * kBand, linear.rows) - row) * bytes_of_row;
+                if (mapped) fetch(from, bytes);
                 for (; unit < end; ++unit) {
                     const std::size_t band = unit - first_band[i], start = band * kBand;
                     pack_band(*linear.source, linear.blocks + start * bytes_of_row, std::min(kBand, linear.rows - start),
                               linear.columns, const_cast<std::uint8_t*>(linear.matrix.band(band)));
                 }
-                const std::size_t rows = std::min((end - first_band[i]) * kBand, linear.rows) - row;
-                if (mapped) give_back(from, rows * bytes_of_row);
+                if (mapped) give_back(from, bytes);
             }
         });
     });
+    if (mapped) give_back_all(tensors_);
 }
 
 void Weights::embed(std::size_t token, float* out) const {
