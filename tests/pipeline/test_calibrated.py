@@ -39,7 +39,7 @@ def test_calibration_lowers_the_loss_at_the_same_bytes(calibrated, tiny_llama, k
 
 def test_nothing_is_calibrated_where_nothing_is_quantized(calibrated, tmp_path, monkeypatch):
     monkeypatch.setattr("fewbits.pipeline.calibrate.calibrate", None)
-    calibrated(tmp_path / "out.gguf", format="BF16", pins=["attn_v=F16"])
+    calibrated(tmp_path / "out.gguf", format="bf16", pins=["attn_v=f16"])
 
     assert {t.dtype for t in open_checkpoint(tmp_path / "out.gguf").tensors.values()} == {
         "BF16",

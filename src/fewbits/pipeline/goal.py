@@ -52,6 +52,8 @@ class Goal:
                 found=" and ".join(f"--{name.replace('_', '-')}" for name in given),
                 allowed="one of --format, --bits, --size, --max-kl, --plan and --like",
             )
+        if self.format is not None and self.format.upper() in PLAIN:
+            object.__setattr__(self, "format", self.format.upper())  # as other formats, in lower case too
 
     @property
     def optimised(self) -> bool:
