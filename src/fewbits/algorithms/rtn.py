@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from fewbits.formats import Format, QTensor
-from fewbits.formats.format import Floats
+from fewbits.formats.format import Floats, fitted
 
 NAME = "rtn"
 
@@ -26,11 +24,4 @@ def quantize(weight: Floats, fmt: Format[Any], importance: Floats | None = None)
     Returns:
         QTensor of shape [N, K].
     """
-    rows, columns = weight.shape
-    block = fmt.block_of(columns)
-    blocks = weight.reshape(-1, block)
-    if importance is not None:
-        importance = np.broadcast_to(importance, weight.shape).reshape(-1, block)
-    params = fmt.fit(blocks, importance)
-    codes = fmt.round(blocks, params)
-    return QTensor(fmt, (rows, columns), codes.reshape(rows, columns), params)
+    return fitted(fmt, weight, importance)

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fewbits.errors import FormatError
+from fewbits.formats.stored_rows import StoredRows, finite_float32
 
 if TYPE_CHECKING:
     from fewbits.formats.numbers import Numbers
@@ -148,6 +149,8 @@ class Format(ABC, Generic[P]):
         block: columns that share parameters; K must be a multiple. 0: the whole row, whatever its length.
         group: columns of a block that share parameters of their own, a divisor of `block`; 0: there are none.
         step: columns rounded together (1 for scalar grids, 8 for lattice codebooks).
+        chunk: weights that `quantize_rows` is best called with at a time.
+        workspace: bytes for each of them that it holds meanwhile, its arguments and its result included.
         bits: exact bits per weight, scales included (for ``block == 0``: of the codes alone, see `nbytes`).
         fallback: name of the format that takes rows whose length `block` doesn't divide, or None.
     """
@@ -156,6 +159,10 @@ class Format(ABC, Generic[P]):
     block: int
     group: int = 0
     step: int = 1
+    # NumPy's float32 arrays of 256 KiB stay in a core's cache, and its overhead per call is small against them. The
+    # searches keep 40 such arrays at once.
+    chunk: int = 1 << 16
+    workspace: int = 160
     bits: Fraction
     fallback: str | None = None
     params_type: ClassVar[type[Params]]
@@ -189,6 +196,18 @@ class Format(ABC, Generic[P]):
     @abstractmethod
     def unpack(self, parts: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int]) -> tuple[Codes, P]:
         """The inverse of `pack`: codes [N, K] and params of R blocks."""
+
+    def quantize_rows(self, rows: StoredRows, importance: Floats | None = None) -> Parts:
+        """Fit, round and pack whole rows: what plain rounding is.
+
+        Args:
+            rows: [N, K], as the source holds them.
+            importance: float32 [K], or [N, K] where rows differ in it; or None.
+
+        Raises:
+            NotFiniteError: there are NaN or infinities among them.
+        """
+        return fitted(self, finite_float32(rows, self.name), importance).pack()
 
     def numbers(self, tensor: QTensor) -> Numbers:
         """What a tensor in this format says, in words that other formats understand.
@@ -325,3 +344,18 @@ class QTensor:
     def pack(self) -> Parts:
         """The container's arrays."""
         return self.format.pack(self.codes, self.params)
+
+
+def fitted(fmt: Format[Any], weight: Floats, importance: Floats | None = None) -> QTensor:
+    """A matrix float32 [N, K] with every block's parameters by the format's own fit, and the nearest codes.
+
+    `importance` as in `Format.quantize_rows`.
+    """
+    rows, columns = weight.shape
+    block = fmt.block_of(columns)
+    blocks = weight.reshape(-1, block)
+    if importance is not None:
+        importance = np.broadcast_to(importance, weight.shape).reshape(-1, block)
+    params = fmt.fit(blocks, importance)
+    codes = fmt.round(blocks, params)
+    return QTensor(fmt, (rows, columns), codes.reshape(rows, columns), params)
