@@ -4,9 +4,9 @@
 
 Without a source a model of 1.07 billion random weights is made in DIR (random_model.py). The two take turns, `--repeat`
 times, and the least wall time of each counts, with its processor time: other work only ever slows. The source is in the
-system's cache, and the disk is idle when a run starts. fewbits reads a file once more the first time it sees it, for its
-sha256; that run is reported apart. So is what the disk gives: writing as many bytes as the output has, and forcing them to
-the disk, as fewbits does before it gives an output its name (llama-quantize doesn't).
+system's cache, and the disk is idle when a run starts. fewbits reads a file once more the first time it sees it, for
+its sha256; that run is reported apart. So is what the disk gives: writing as many bytes as the output has, and forcing
+them to the disk, as fewbits does before it gives an output its name (llama-quantize doesn't).
 
 Writes benchmarks/results/quantize_speed.json, from which docs/generate.py makes the table in docs/measurements.md.
 """
@@ -50,6 +50,11 @@ def fewbits(source: Path, output: Path, name: str, cache: Path) -> None:
     )
 
 
+def llama_quantize(llama: LlamaCpp, source: Path, output: Path, name: str) -> None:
+    """Quantize every matrix to one type."""
+    llama.quantize(source, output, name, "--pure", "--token-embedding-type", name.lower())
+
+
 def read_through(path: Path) -> None:
     """Bring a file into the system's cache."""
     with path.open("rb", buffering=0) as file:
@@ -79,8 +84,7 @@ def measure(llama: LlamaCpp, source: Path, work: Path, name: str, repeat: int) -
         read_through(source)
         ours.append(timed(output, lambda: fewbits(source, output, name, work / "cache")))
         nbytes = output.stat().st_size
-        options = ("--pure", "--token-embedding-type", name.lower())
-        theirs.append(timed(output, lambda: llama.quantize(source, output, name, *options)))
+        theirs.append(timed(output, lambda: llama_quantize(llama, source, output, name)))
         output.unlink()
         disk.append(disk_seconds(output, nbytes))
     (seconds, cpu), (llama_seconds, llama_cpu) = min(ours), min(theirs)

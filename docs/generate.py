@@ -170,27 +170,25 @@ def quality_table() -> str:
 def quantizing_speed(speed: dict[str, Any]) -> list[str]:
     """Time of quantizing, fewbits' and llama-quantize's."""
     first = speed["first_run"]
-    lines = [
+    rows = [
+        f"| {row['format']} | {row['fewbits_seconds']} s | {row['llama_quantize_seconds']} s | **x {row['speed']}** | "
+        f"{row['fewbits_cpu_seconds']} s | {row['llama_quantize_cpu_seconds']} s | "
+        f"{row['output_bytes'] / 1e6:,.0f} MB | {row['disk_seconds']} s |"
+        for row in speed["rows"]
+    ]
+    return [
         "## Quantizing against llama-quantize",
         "",
-        "`python benchmarks/quantize_speed.py --llama-cpp DIR --work DIR`, effort fast, 2 threads each, from a bf16 file of "
-        f"{speed['source_bytes']:,} bytes in the system's cache.",
+        "`python benchmarks/quantize_speed.py --llama-cpp DIR --work DIR`, effort fast, 2 threads each, from a bf16 file "
+        f"of {speed['source_bytes']:,} bytes in the system's cache.",
         "",
         "| format | fewbits | llama-quantize | speed | processor: fewbits | llama-quantize | output | disk |",
         "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in speed["rows"]:
-        lines.append(
-            f"| {row['format']} | {row['fewbits_seconds']} s | {row['llama_quantize_seconds']} s | **x {row['speed']}** "
-            f"| {row['fewbits_cpu_seconds']} s | {row['llama_quantize_cpu_seconds']} s "
-            f"| {row['output_bytes'] / 1e6:,.0f} MB | {row['disk_seconds']} s |"
-        )
-    return [
-        *lines,
+        *rows,
         "",
-        "Disk: writing as many bytes as the output has and forcing them to the disk, as fewbits does and llama-quantize "
-        f"doesn't. The first time that fewbits sees a file it takes its sha256 as well: {first['seconds']} s in all then, "
-        f"in {first['format']}. {speed['processor']}.",
+        "Disk: writing as many bytes as the output has and forcing them to the disk, as fewbits does and "
+        "llama-quantize doesn't. The first time that fewbits sees a file it takes its sha256 as well: "
+        f"{first['seconds']} s in all then, in {first['format']}. {speed['processor']}.",
     ]
 
 

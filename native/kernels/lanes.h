@@ -14,8 +14,7 @@
 #endif
 
 // Short functions that are always part of their callers; long ones that never are.
-#define FEWBITS_INLINE [[gnu::always_inline]] inline
-#define FEWBITS_INLINE_LAMBDA __attribute__((always_inline))
+#define FEWBITS_INLINE __attribute__((always_inline))
 #define FEWBITS_APART [[gnu::noinline]]
 
 namespace fewbits::FEWBITS_ISA {
@@ -48,6 +47,12 @@ inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) {
     return reinterpret_cast<Lanes>(_mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b),
                                                    reinterpret_cast<__m512>(c)));
 }
+// x / y where nothing is subnormal, with 1 / y at hand: one step from its product gives what division rounds to (Markstein, 1990).
+inline Lanes quotient(Lanes x, Lanes y, Lanes inverse) {
+    const __m512 near = _mm512_mul_ps(reinterpret_cast<__m512>(x), reinterpret_cast<__m512>(inverse));
+    const __m512 rest = _mm512_fnmadd_ps(near, reinterpret_cast<__m512>(y), reinterpret_cast<__m512>(x));
+    return reinterpret_cast<Lanes>(_mm512_fmadd_ps(rest, reinterpret_cast<__m512>(inverse), near));
+}
 inline Lanes look_up(const float* table, Lanes position) {
     const __m512i at = _mm512_cvttps_epi32(reinterpret_cast<__m512>(position));
     return reinterpret_cast<Lanes>(_mm512_i32gather_ps(at, table, 4));
@@ -66,6 +71,7 @@ inline Lanes nearest(Lanes x) {
     return reinterpret_cast<Lanes>(_mm256_round_ps(reinterpret_cast<__m256>(x), kToEven));
 }
 inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return a * b + c; }
+inline Lanes quotient(Lanes x, Lanes y, Lanes) { return x / y; }
 inline Lanes look_up(const float* table, Lanes position) {
     const __m256i at = _mm256_cvttps_epi32(reinterpret_cast<__m256>(position));
     return reinterpret_cast<Lanes>(_mm256_i32gather_ps(table, at, 4));
@@ -81,6 +87,7 @@ inline Lanes nearest(Lanes x) {
     return reinterpret_cast<Lanes>((reinterpret_cast<Bits>(rounded) & ~top) | (bits & top));
 }
 inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return a * b + c; }
+inline Lanes quotient(Lanes x, Lanes y, Lanes) { return x / y; }
 // The entries of a table at whole numbers.
 inline Lanes look_up(const float* table, Lanes position) {
     Lanes found{};
@@ -91,7 +98,7 @@ inline Lanes look_up(const float* table, Lanes position) {
 #endif
 
 // Numbers that are made here and not before: compilers reorder long rows of instructions until registers don't suffice.
-FEWBITS_INLINE void pin(Lanes& x) {
+FEWBITS_INLINE inline void pin(Lanes& x) {
 #if defined(__AVX512F__)
     asm volatile("" : "+v"(x));
 #elif defined(__SSE2__)

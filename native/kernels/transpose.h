@@ -1,6 +1,8 @@
 // Rows of numbers, as they are stored, to columns of lanes.
 #pragma once
 
+#include <cstring>
+
 #include "lanes.h"
 #include "search.h"
 
@@ -10,7 +12,7 @@ namespace {
 
 // Of two rows the first (second) halves, one number of each in turn.
 template <bool Second>
-FEWBITS_INLINE Bits interleave(Bits a, Bits b) {
+FEWBITS_INLINE inline Bits interleave(Bits a, Bits b) {
     Bits order;
     for (std::size_t i = 0; i < kLanes; ++i)
         order[i] = static_cast<std::int32_t>(i / 2 + (Second ? kLanes / 2 : 0) + (i % 2 ? kLanes : 0));
@@ -18,7 +20,7 @@ FEWBITS_INLINE Bits interleave(Bits a, Bits b) {
 }
 
 // x[i][j] and x[j][i] change places: merging rows that lie half of all apart, as often as halving goes.
-FEWBITS_INLINE void transpose(Bits (&x)[kLanes]) {
+FEWBITS_INLINE inline void transpose(Bits (&x)[kLanes]) {
     for (std::size_t rounds = kLanes; rounds > 1; rounds /= 2) {
         Bits merged[kLanes];
         for (std::size_t i = 0; i < kLanes / 2; ++i) {
@@ -29,14 +31,14 @@ FEWBITS_INLINE void transpose(Bits (&x)[kLanes]) {
     }
 }
 
-FEWBITS_INLINE Bits load_bits(const void* from) {
+FEWBITS_INLINE inline Bits load_bits(const void* from) {
     Bits found;
     std::memcpy(&found, from, sizeof found);
     return found;
 }
 
 // A row's kLanes numbers of 32 bits each from byte `at` on, columns first.
-FEWBITS_INLINE void load_transposed(const void* const* rows, std::size_t at, Bits (&x)[kLanes]) {
+FEWBITS_INLINE inline void load_transposed(const void* const* rows, std::size_t at, Bits (&x)[kLanes]) {
     for (std::size_t lane = 0; lane < kLanes; ++lane) x[lane] = load_bits(static_cast<const char*>(rows[lane]) + at);
     transpose(x);
 }
@@ -52,7 +54,7 @@ inline void read_columns(const float* const* rows, std::size_t columns, Lanes* t
 }
 
 // Float16 in the low halves, to float32; infinities and NaN stay what they are.
-FEWBITS_INLINE Lanes from_half(Bits x) {
+FEWBITS_INLINE inline Lanes from_half(Bits x) {
     const Bits top = (x & 0x8000) << 16, size = x & 0x7FFF;
     const Lanes small = __builtin_convertvector(size, Lanes) * 0x1p-24f;
     const Bits normal = (size << 13) + (size >= 0x7C00 ? Bits{} + (224 << 23) : Bits{} + (112 << 23));
@@ -61,7 +63,7 @@ FEWBITS_INLINE Lanes from_half(Bits x) {
 
 // Two neighbours of 16 bits each, the first one in the low half.
 template <Stored stored>
-FEWBITS_INLINE void split(Bits pair, Lanes& first, Lanes& second) {
+FEWBITS_INLINE inline void split(Bits pair, Lanes& first, Lanes& second) {
     if constexpr (stored == Stored::kBfloat16) {
         first = reinterpret_cast<Lanes>(pair << 16);
         second = reinterpret_cast<Lanes>(pair & static_cast<std::int32_t>(0xFFFF0000u));
@@ -99,21 +101,6 @@ inline Bits read_stored(const void* const* rows, std::size_t columns, Stored sto
     if (stored == Stored::kFloat32) return read_kind<Stored::kFloat32>(rows, columns, to);
     if (stored == Stored::kBfloat16) return read_kind<Stored::kBfloat16>(rows, columns, to);
     return read_kind<Stored::kFloat16>(rows, columns, to);
-}
-
-// kLanes neighbours of one row, from the i-th on.
-template <Stored stored>
-FEWBITS_INLINE Lanes load_stored(const void* row, std::size_t i) {
-    if constexpr (stored == Stored::kFloat32) {
-        return reinterpret_cast<Lanes>(load_bits(static_cast<const float*>(row) + i));
-    } else {
-        std::uint16_t x[kLanes];
-        std::memcpy(x, static_cast<const std::uint16_t*>(row) + i, sizeof x);
-        Bits wide;
-        for (std::size_t lane = 0; lane < kLanes; ++lane) wide[lane] = x[lane];
-        if constexpr (stored == Stored::kBfloat16) return reinterpret_cast<Lanes>(wide << 16);
-        return from_half(wide);
-    }
 }
 
 }  // namespace

@@ -92,8 +92,8 @@ class SuperAffineSearch:
 class ExponentSearch:
     def __init__(self, offsets: Sequence[int], highest: int) -> None: ...
 
-# A grid: lowest and highest value, code of 0, levels and codes at floor(2 t) + 256, or empty. A layout: bytes, places of
-# halves, integers of scales, what is added to these, bits of codes that are inverted, pieces int32 [n, 8].
+# A grid: lowest and highest value, code of 0, levels and codes at floor(2 t) + 256, or empty. A layout: bytes, places
+# of halves, integers of scales, what is added to these, bits of codes that are inverted, pieces int32 [n, 8].
 class BlockKernel:
     def __init__(
         self,
@@ -110,6 +110,23 @@ class BlockKernel:
     ) -> None: ...
     def quantize(self, rows: npt.NDArray[Any], importance: _Floats | None, packed: _Codes) -> bool: ...
 
+def fit_integers(
+    weight: _Floats,
+    importance: _Floats | None,
+    *,
+    width: int,
+    symmetric: bool,
+    scales: str,
+    smallest: float,
+    largest: float,
+    signed_scales: bool,
+    rounds_products: bool,
+    shares: _Floats,
+    cuts_ends: bool,
+    scale: _Floats,
+    zero: _Codes,
+) -> None: ...
+def row_dots(left: _Floats, right: _Floats, to: _Floats) -> None: ...
 def packed_isas() -> list[str]: ...
 
 class PackedMatrix:

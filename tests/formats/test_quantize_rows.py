@@ -53,9 +53,7 @@ def test_any_finite_float32(name, data):
     fmt = FORMATS[name]
     columns = fmt.block * (3 if fmt.block == 32 else 1)
     rows = data.draw(arrays(np.float32, (2, columns), elements=any_float32))
-    importance = data.draw(
-        st.none() | arrays(np.float32, columns, elements=st.floats(0, 2.0**100, width=32))
-    )
+    importance = data.draw(st.none() | arrays(np.float32, columns, elements=st.floats(0, 2.0**100, width=32)))
 
     assert_as_specified(fmt, rows, importance)
 

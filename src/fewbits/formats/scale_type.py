@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class ScaleType:
 
     Attributes:
         name: as safetensors calls it.
-        round: to the nearest numbers that it holds: float32 of any shape to the same.
+        rounded: to the numbers of which dtype scales are rounded, not always all that `name` holds.
         smallest: magnitude of the smallest scale.
         largest: magnitude that no product of scale and code exceeds.
         signed: whether scales may be negative, which gives a symmetric grid's extra code to either side.
@@ -34,11 +34,17 @@ class ScaleType:
     """
 
     name: str
-    round: Callable[[Floats], Floats]
+    rounded: Literal["F32", "F16", "BF16"]
     smallest: float
     largest: float
     signed: bool
     rounds_products: bool
+
+    def round(self, x: Floats) -> Floats:
+        """The nearest numbers that it holds: float32 of any shape to the same."""
+        if self.rounded == "F32":
+            return x
+        return round_float16(x) if self.rounded == "F16" else round_bfloat16(x)
 
     def store(self, scale: Floats) -> Floats:
         """Scales as they are stored: rounded, none of them 0."""
@@ -46,11 +52,7 @@ class ScaleType:
         return np.copysign(self.round(magnitude), scale)
 
 
-def _as_is(x: Floats) -> Floats:
-    return x
-
-
-BFLOAT16 = ScaleType("BF16", round_bfloat16, SMALLEST_SCALE, BFLOAT16_MAX, signed=True, rounds_products=True)
-FLOAT32 = ScaleType("F32", _as_is, SMALLEST_SCALE, BFLOAT16_MAX, signed=False, rounds_products=False)
+BFLOAT16 = ScaleType("BF16", "BF16", SMALLEST_SCALE, BFLOAT16_MAX, signed=True, rounds_products=True)
+FLOAT32 = ScaleType("F32", "F32", SMALLEST_SCALE, BFLOAT16_MAX, signed=False, rounds_products=False)
 # Runtimes multiply in the dtype of the activations, which isn't the format's to know.
-FLOAT16 = ScaleType("F16", round_float16, _FLOAT16_TINY, FLOAT16_MAX, signed=True, rounds_products=False)
+FLOAT16 = ScaleType("F16", "F16", _FLOAT16_TINY, FLOAT16_MAX, signed=True, rounds_products=False)
