@@ -171,7 +171,8 @@ def quantizing_speed(speed: dict[str, Any]) -> list[str]:
     """Time of quantizing, fewbits' and llama-quantize's."""
     first = speed["first_run"]
     rows = [
-        f"| {row['format']} | {row['fewbits_seconds']} s | {row['llama_quantize_seconds']} s | **x {row['speed']}** | "
+        f"| {row['format']} | {row['fewbits_seconds']} s | {row['llama_quantize_seconds']} s "
+        f"| **x {row['speed']}** | "
         f"{row['fewbits_cpu_seconds']} s | {row['llama_quantize_cpu_seconds']} s | "
         f"{row['output_bytes'] / 1e6:,.0f} MB | {row['disk_seconds']} s |"
         for row in speed["rows"]
@@ -179,8 +180,8 @@ def quantizing_speed(speed: dict[str, Any]) -> list[str]:
     return [
         "## Quantizing against llama-quantize",
         "",
-        "`python benchmarks/quantize_speed.py --llama-cpp DIR --work DIR`, effort fast, 2 threads each, from a bf16 file "
-        f"of {speed['source_bytes']:,} bytes in the system's cache.",
+        "`python benchmarks/quantize_speed.py --llama-cpp DIR --work DIR`, effort fast, 2 threads each, from a bf16 "
+        f"file of {speed['source_bytes']:,} bytes in the system's cache.",
         "",
         "| format | fewbits | llama-quantize | speed | processor: fewbits | llama-quantize | output | disk |",
         "|---|---|---|---|---|---|---|---|",

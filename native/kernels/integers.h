@@ -19,8 +19,8 @@ struct IntegerBlocks {
 struct IntegerOptions {
     int width;
     bool symmetric;
-    Stored scales;           // what scales (and products, where they are) are rounded to
-    float smallest, largest; // magnitudes of scales
+    int significant;          // bits that scales (and products, where they are rounded) keep; 11: those of float16
+    float smallest, largest;  // magnitudes of scales
     bool signed_scales, rounds_products;
     Numbers shares;  // narrower ranges that are tried, as shares of the whole one
     bool cuts_ends;  // whether ranges are tried too whose ends are cut at one magnitude

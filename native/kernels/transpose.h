@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstring>
+#include <utility>
 
 #include "lanes.h"
 #include "search.h"
@@ -11,21 +12,23 @@ namespace fewbits::FEWBITS_ISA {
 namespace {
 
 // Of two rows the first (second) halves, one number of each in turn.
-template <bool Second>
-FEWBITS_INLINE inline Bits interleave(Bits a, Bits b) {
-    Bits order;
-    for (std::size_t i = 0; i < kLanes; ++i)
-        order[i] = static_cast<std::int32_t>(i / 2 + (Second ? kLanes / 2 : 0) + (i % 2 ? kLanes : 0));
-    return __builtin_shuffle(a, b, order);
+template <bool Second, std::size_t... i>
+FEWBITS_INLINE inline Bits interleave(Bits a, Bits b, std::index_sequence<i...>) {
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, (i / 2 + (Second ? kLanes / 2 : 0) + (i % 2 ? kLanes : 0))...);
+#else
+    return __builtin_shuffle(a, b, Bits{(i / 2 + (Second ? kLanes / 2 : 0) + (i % 2 ? kLanes : 0))...});
+#endif
 }
 
 // x[i][j] and x[j][i] change places: merging rows that lie half of all apart, as often as halving goes.
 FEWBITS_INLINE inline void transpose(Bits (&x)[kLanes]) {
+    constexpr auto each = std::make_index_sequence<kLanes>{};
     for (std::size_t rounds = kLanes; rounds > 1; rounds /= 2) {
         Bits merged[kLanes];
         for (std::size_t i = 0; i < kLanes / 2; ++i) {
-            merged[2 * i] = interleave<false>(x[i], x[i + kLanes / 2]);
-            merged[2 * i + 1] = interleave<true>(x[i], x[i + kLanes / 2]);
+            merged[2 * i] = interleave<false>(x[i], x[i + kLanes / 2], each);
+            merged[2 * i + 1] = interleave<true>(x[i], x[i + kLanes / 2], each);
         }
         for (std::size_t i = 0; i < kLanes; ++i) x[i] = merged[i];
     }

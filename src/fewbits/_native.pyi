@@ -116,7 +116,7 @@ def fit_integers(
     *,
     width: int,
     symmetric: bool,
-    scales: str,
+    significant: int,
     smallest: float,
     largest: float,
     signed_scales: bool,

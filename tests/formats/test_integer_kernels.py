@@ -93,8 +93,18 @@ def test_inner_products(columns):
 def test_arrays_that_dont_fit_are_refused():
     with pytest.raises(ValueError, match="shapes"):
         _native.row_dots(np.zeros((2, 3), np.float32), np.zeros((2, 4), np.float32), np.zeros(2, np.float32))
-    with pytest.raises(ValueError, match="shapes"):
-        make(9, "F32", symmetric=True).fit(np.zeros((2, 32), np.float32))
+    scales = {
+        "significant": 24,
+        "smallest": 1.0,
+        "largest": 1.0,
+        "signed_scales": False,
+        "rounds_products": False,
+    }
+    rest = {"symmetric": True, "shares": np.ones(1, np.float32), "cuts_ends": False, **scales}
+    for width, blocks in ((9, 2), (4, 3)):
+        found = {"scale": np.empty(blocks, np.float32), "zero": np.empty(blocks, np.uint8)}
+        with pytest.raises(ValueError, match="shapes"):
+            _native.fit_integers(np.zeros((2, 32), np.float32), None, width=width, **rest, **found)
 
 
 SCRIPT = """

@@ -43,7 +43,7 @@ def fit(
         importance = np.ascontiguousarray(importance, np.float32)
     _native.fit_integers(
         np.ascontiguousarray(weight, np.float32), importance,
-        width=width, symmetric=symmetric, scales=scales.rounded, smallest=scales.smallest,
+        width=width, symmetric=symmetric, significant=scales.significant, smallest=scales.smallest,
         largest=scales.largest / steps, signed_scales=scales.signed, rounds_products=scales.rounds_products,
         shares=_shares(width, weight.shape[1], steps / (steps - 1) if symmetric else 1.0),
         cuts_ends=weight.shape[1] > _SHORT, scale=scale, zero=zero,
