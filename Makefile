@@ -39,7 +39,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --numprocesses $(THREADS)
 
 test-runtimes: $(VENV)/installed-dev
-	$(BIN)/python tests_runtimes/run.py $(RUNTIMES)
+	$(BIN)/python tests_runtimes/runner/run.py $(RUNTIMES)
 
 fuzz: $(VENV)/installed-dev
 	FEWBITS_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest -o timeout=0 tests/fuzz/test_native_fuzz.py

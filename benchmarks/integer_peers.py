@@ -74,7 +74,9 @@ def main() -> None:
         key = (bits, method, version)
         if not arguments.measure and key in [(r["bits"], r["method"], r["version"]) for r in results["rows"]]:
             continue
+        kept = method.startswith("fewbits") and statistics_folder(arguments, method).exists()
         row = {"bits": bits, "method": method, "version": version, **made_and_measured(make, arguments)}
+        row["kept_statistics"] = kept
         rows = [r for r in results["rows"] if (r["bits"], r["method"]) != (bits, method)]
         results["rows"] = sorted([*rows, row], key=lambda r: (-r["bits"], -r["kl_mean"]))
         arguments.results.write_text(json.dumps(results, indent=1) + "\n")
@@ -172,10 +174,16 @@ def make_by_peer(
     return run_measured([*command, *settings, *options])
 
 
+def statistics_folder(arguments: argparse.Namespace, method: str) -> Path:
+    """Where the statistics of an effort ("fewbits EFFORT") by this code are kept: the first run gathers them."""
+    effort = method.split()[1]
+    folder: Path = arguments.work / f"cache-integers-{effort}-{fewbits_code()['sources'][:12]}"
+    return folder
+
+
 def make_by_fewbits(arguments: argparse.Namespace, effort: str, bits: int, output: Path) -> Run:
-    """A folder of compressed-tensors made by fewbits from nothing."""
-    cache = arguments.work / "cache"
-    shutil.rmtree(cache, ignore_errors=True)
+    """A folder of compressed-tensors made by fewbits."""
+    cache = statistics_folder(arguments, f"fewbits {effort}")
     command = [sys.executable, "-m", "fewbits", "quantize", arguments.reference, output]
     options = ["--to", "compressed-tensors", "--format", f"INT{bits}_G{GROUP}", "--effort", effort, "--json"]
     options += ["--threads", str(arguments.threads)]

@@ -187,7 +187,7 @@ def bf16_gguf(arguments: argparse.Namespace, identity: str) -> Path:
     path: Path = arguments.work / f"{arguments.name}-{identity[:12]}.bf16.gguf"
     if not path.exists():
         made = path.with_suffix(".fewbits.gguf")
-        fewbits.quantize(arguments.reference, made, format="BF16", force=True)
+        fewbits.quantize(arguments.reference, made, format="BF16", effort="fast", force=True)
         keys = [option for key in fewbits.inspect(made).provenance for option in ("--remove-metadata", key)]
         part = path.with_suffix(".part.gguf")
         command = [sys.executable, "-m", "gguf.scripts.gguf_new_metadata", "--force", *keys]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fewbits.pipeline.calibrate import TOKENS
 from svg_plot import Point, Series, log_plot
 
 Row = dict[str, Any]
@@ -182,19 +183,22 @@ def integer_section(results: Row) -> str:
     """Integer formats, as benchmarks/integer_peers.py measured them."""
     lines = ["## Integers in groups of 64, asymmetric", "`python benchmarks/integer_peers.py`", ""]
     lines += [
-        "Every linear layer of the decoder, the embedding untouched; each from nothing, calibrated on the same "
-        f"{results['blocks']} blocks of {results['block_tokens']} tokens of {results['calibration']} or some of them. "
+        "Every linear layer of the decoder, the embedding untouched; calibrated on the same "
+        f"{results['blocks']} blocks of {results['block_tokens']} tokens of {results['calibration']} or some of them "
+        f"(fewbits' best: on {TOKENS['best'] // results['block_tokens']} blocks). "
         "KL divergence computed with transformers in float32, the second half of each chunk scored.",
         "",
-        "| bits | by | KL divergence | 99% | perplexity | same top token | time | peak memory |",
-        "|---|---|---|---|---|---|---|---|",
+        "| bits | by | KL divergence | 99% | perplexity | same top token | time | processor time | peak memory |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(results["rows"], key=lambda r: (-r["bits"], -r["kl_mean"])):
-        cost = (
-            f"{_time(row['seconds'])} | {row['peak_memory_bytes'] / 1e9:.2f} GB"
-            if "seconds" in row
-            else " | "
-        )
+        cost = " | | "
+        if "seconds" in row:
+            kept = ", statistics kept" if row.get("kept_statistics") else ""
+            cost = (
+                f"{_time(row['seconds'])}{kept} | {_time(row['cpu_seconds'])} "
+                f"| {row['peak_memory_bytes'] / 1e9:.2f} GB"
+            )
         bold = "**" if row["method"].startswith("fewbits") else ""
         lines.append(
             f"| {row['bits']} | {bold}{row['method']}{bold} | {row['kl_mean']:.4f} ± {row['kl_mean_error']:.4f} "

@@ -1,9 +1,10 @@
 """Keep `fewbits serve` under load, and fail if a request that it accepted is lost or answered wrongly.
 
-    python benchmarks/serve_load.py MODEL.gguf [--minutes 10] [--clients 64]
+    python benchmarks/serve_load.py MODEL.gguf [--minutes 10] [--clients 200]
 
-Clients ask without pause, through the openai package, for conversations and texts, whole and streamed; some leave in
-mid-stream, some send what must be refused. Greedy answers to one prompt must be the same at every time. In the end the
+Clients ask without pause, through the openai package, for conversations, texts, several choices and JSON, whole and
+streamed; some leave in mid-stream, some send what must be refused. Answers to one prompt by one seed must be equal at
+every time, none may fail by the server's own count, and its memory must not grow after the first minute. In the end the
 server is told to stop while all clients wait for an answer, and must give it. Prints one JSON object.
 """
 
@@ -23,16 +24,26 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import openai
 from openai import AsyncOpenAI
+
+from llama_cpp import processor
 
 # Some of them begin alike, so that slots hold a part of them.
 SUBJECTS = ("rivers", "bread", "copper", "winter", "sailing ships", "the number seven", "owls", "paper")
 QUESTIONS = ("Tell me about {}.", "Tell me about {} in three sentences, please.", "Why would anyone like {}?")
 PROMPTS = tuple(question.format(subject) for question in QUESTIONS for subject in SUBJECTS)
 LONG = " ".join(PROMPTS)
-SETTLED = 0.25  # of the time: by then every slot has been full
+SETTLED = 60.0  # seconds: by then every slot has been full, and every kind of request seen
+GROWTH = 1.05  # of memory since then, at most
+FORM = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 12}, "wet": {"type": "boolean"}},
+    "required": ["name", "wet"],
+    "additionalProperties": False,
+}
 
 
 @dataclass
@@ -71,8 +82,10 @@ class Client:
 
     async def ask(self) -> None:
         """One request of a random kind, with every outcome counted."""
-        kinds = (self._chat, self._streamed_chat, self._text, self._leaving, self._refused)
-        (kind,) = self._random.choices(kinds, (3, 5, 3, 2, 1))
+        kinds = (
+            self._chat, self._streamed_chat, self._text, self._choices, self._json, self._leaving, self._refused
+        )  # fmt: skip
+        (kind,) = self._random.choices(kinds, (3, 5, 3, 1, 1, 2, 1))
         name = kind.__name__.strip("_")
         try:
             await kind()
@@ -125,6 +138,29 @@ class Client:
                 "text", f"text {prompts[choice.index]}", choice.text, choice.finish_reason, tokens
             )
 
+    async def _choices(self) -> None:
+        """Several answers; each by its seed is another one, but the same at every time."""
+        key, fields = self._fields()
+        answer = await self._client.chat.completions.create(**fields | {"temperature": 1.0, "seed": 3}, n=3)
+        for choice in answer.choices:
+            tokens = answer.usage.completion_tokens if choice.index == 0 else 0
+            name = f"choice {choice.index} {key}"
+            self._tally.answered("choice", name, choice.message.content, choice.finish_reason, tokens)
+
+    async def _json(self) -> None:
+        """An answer by a schema."""
+        _, fields = self._fields()
+        prompt = fields["messages"][0]["content"][:60]
+        form = {"type": "json_schema", "json_schema": {"name": "form", "schema": FORM}}
+        answer = await self._client.chat.completions.create(
+            **fields | {"max_tokens": 100}, response_format=form
+        )
+        choice, text = answer.choices[0], answer.choices[0].message.content
+        tokens = answer.usage.completion_tokens
+        self._tally.answered("json", f"json {prompt}", text, choice.finish_reason, tokens)
+        if choice.finish_reason == "stop" and not isinstance(json.loads(text)["wet"], bool):
+            self._tally.faults.append(f"json {prompt}: {text!r}")
+
     async def _leaving(self) -> None:
         _, fields = self._fields()
         stream = await self._client.chat.completions.create(**fields | {"max_tokens": 200}, stream=True)
@@ -148,29 +184,37 @@ class Client:
             self._tally.faults.append(f"not refused: {str(wrong)[:60]}")
 
 
-async def press(url: str, model: str, clients: int, seconds: float, process: Any) -> tuple[Tally, list[int]]:
-    """Load for some seconds, then the end; what happened, and the server's memory once settled and at the end."""
+async def press(
+    url: str, model: str, clients: int, seconds: float, process: Any
+) -> tuple[Tally, list[int], dict[str, int]]:
+    """Load for some seconds, then the end.
+
+    Returns:
+        What happened, the server's memory once settled and at the end, and its own count of answers by how they ended,
+        a moment before the end.
+    """
     tally = Tally()
-    end = time.monotonic() + seconds
+    start = time.monotonic()
+    end = start + seconds
     memory: list[int] = []
+    counted: dict[str, int] = {}
 
     async def keep_asking(client: Client) -> None:
         while time.monotonic() < end:
             await client.ask()
 
     async def watch() -> None:
-        for share in (SETTLED, 1.0):
-            await asyncio.sleep(max(0.0, end - time.monotonic() - (1 - share) * seconds))
+        for moment in (min(SETTLED, seconds / 4), seconds):
+            await asyncio.sleep(max(0.0, start + moment - time.monotonic()))
             memory.append(resident(process.pid))
-        await asyncio.sleep(
-            0.5
-        )  # what was sent last has been accepted by now; most of it is still to be answered
+        counted.update(await asyncio.to_thread(answers_counted, url))
+        await asyncio.sleep(0.5)  # what was sent last is accepted by now; most of it is still to be answered
         process.send_signal(signal.SIGTERM)
 
     async with AsyncOpenAI(base_url=url, api_key="any", max_retries=0, timeout=600) as connection:
         made = [Client(connection, model, tally, seed) for seed in range(clients)]
         await asyncio.gather(watch(), *(keep_asking(client) for client in made))
-    return tally, memory
+    return tally, memory, counted
 
 
 def resident(process: int) -> int:
@@ -179,13 +223,23 @@ def resident(process: int) -> int:
     return pages * resource.getpagesize()
 
 
+def answers_counted(url: str) -> dict[str, int]:
+    """Answers by how they ended, as the server counts them."""
+    with urlopen(url.removesuffix("/v1") + "/metrics") as answer:  # noqa: S310 - the server started here
+        text = answer.read().decode()
+    return {
+        reason: int(count)
+        for reason, count in re.findall(r'fewbits_answers_total\{reason="(\w+)"\} (\d+)', text)
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--slots", type=int, default=8)
-    parser.add_argument("--queue", type=int, default=128)
+    parser.add_argument("--queue", type=int, default=512)
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
     command = [sys.executable, "-m", "fewbits", "serve", str(arguments.model), "--port", "0"]
@@ -199,18 +253,25 @@ def main() -> int:
             if found is None:
                 raise SystemExit(line + process.stderr.read())
             seconds = arguments.minutes * 60
-            tally, memory = asyncio.run(press(found[2], found[1], arguments.clients, seconds, process))
-            status = process.wait(120)
+            tally, memory, counted = asyncio.run(
+                press(found[2], found[1], arguments.clients, seconds, process)
+            )
+            status = process.wait(300)
             said = process.stderr.read()
         finally:
             process.kill()
     if status or said:
         tally.faults.append(f"the server ended with status {status}: {said[-500:]}")
+    if counted.get("failed"):
+        tally.faults.append(f"{counted['failed']} answers failed by the server's count")
+    if memory[1] > GROWTH * memory[0]:
+        tally.faults.append(f"the server's memory grew from {memory[0]:,} to {memory[1]:,} bytes")
     result = {
         "minutes": arguments.minutes, "clients": arguments.clients, "slots": arguments.slots,
         "outcomes": dict(sorted(tally.counts.items())), "faults": len(tally.faults),
         "written_tokens_per_second": round(tally.tokens / seconds, 1),
-        "resident_bytes_settled": memory[0], "resident_bytes_end": memory[1],
+        "resident_bytes_settled": memory[0], "resident_bytes_end": memory[1], "counted_by_server": counted,
+        "processor": processor(),
     }  # fmt: skip
     print(json.dumps(result, indent=2))
     for fault in tally.faults[:20]:

@@ -1,5 +1,8 @@
 // The engine as Python sees it.
+#include <mutex>
+#include <stdexcept>
 #include <string>
+#include <unordered_set>
 #include <utility>
 
 #include <nanobind/stl/map.h>
@@ -8,6 +11,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "engine/model.h"
+#include "engine/sampler.h"
 #include "isa.h"
 #include "kernels/matmul.h"
 
@@ -78,14 +82,45 @@ class Engine {
         nb::capsule owner(logits, [](void* p) noexcept { delete[] static_cast<float*>(p); });
         {
             nb::gil_scoped_release release;
+            const std::lock_guard lock(mutex_);
             model_->step(sequences.data(), tokens.data(), tokens.shape(0), wanted.data(), rows, logits);
         }
         return {logits, {rows, columns}, owner};
     }
 
+    // Tokens int32 [M] by logits [M, V], each with a sampler of its own and the tokens before it; -1 where no logit is finite.
+    std::vector<std::int32_t> choose(const std::vector<engine::Sampler*>& samplers, Array<const float, 2> logits,
+                                     const std::vector<Tokens>& recents) {
+        const std::size_t rows = logits.shape(0), columns = logits.shape(1);
+        require(samplers.size() == rows && recents.size() == rows);
+        if (std::unordered_set(samplers.begin(), samplers.end()).size() != rows)
+            throw nb::value_error("two tokens can't be chosen by one sampler at a time");
+        std::vector<engine::Choice> choices;
+        for (std::size_t row = 0; row < rows; ++row) {
+            const Tokens& recent = recents[row];
+            for (std::size_t i = 0; i < recent.shape(0); ++i)
+                if (recent(i) < 0 || static_cast<std::size_t>(recent(i)) >= columns) throw nb::value_error("a token has no logit");
+            choices.push_back({samplers[row], logits.data() + row * columns, recent.data(), recent.shape(0), -1});
+        }
+        if (rows) {
+            nb::gil_scoped_release release;
+            const std::lock_guard lock(mutex_);
+            engine::choose_all(model_->team(), choices, columns);
+        }
+        std::vector<std::int32_t> tokens;
+        for (const engine::Choice& choice : choices) tokens.push_back(choice.token);
+        return tokens;
+    }
+
     std::size_t length(std::size_t sequence) const { return model_->length(checked(sequence)); }
-    void truncate(std::size_t sequence, std::size_t length) { model_->truncate(checked(sequence), length); }
+    void truncate(std::size_t sequence, std::size_t length) {
+        nb::gil_scoped_release release;
+        const std::lock_guard lock(mutex_);
+        model_->truncate(checked(sequence), length);
+    }
     void copy(std::size_t source, std::size_t target, std::size_t length) {
+        nb::gil_scoped_release release;
+        const std::lock_guard lock(mutex_);
         model_->copy(checked(source), checked(target), length);
     }
     std::size_t bytes() const { return model_->bytes(); }
@@ -108,11 +143,12 @@ class Engine {
     }
 
     std::size_t checked(std::size_t sequence) const {
-        if (sequence >= model_->sequences()) throw nb::value_error("there is no such sequence");
+        if (sequence >= model_->sequences()) throw std::invalid_argument("there is no such sequence");
         return sequence;
     }
 
     std::unique_ptr<Model> model_;
+    std::mutex mutex_;  // one call at a time has the team and the cache
 };
 
 }  // namespace
@@ -124,6 +160,7 @@ void bind_engine(nb::module_& module) {
              nb::arg("config"), nb::arg("tensors"), nb::arg("threads"), nb::arg("context"), nb::arg("sequences"), nb::arg("cache"),
              nb::arg("mapped") = false)
         .def("step", &Engine::step, nb::arg("sequences"), nb::arg("tokens"), nb::arg("wanted"))
+        .def("choose", &Engine::choose, nb::arg("samplers"), nb::arg("logits"), nb::arg("recents"))
         .def("length", &Engine::length, nb::arg("sequence"))
         .def("truncate", &Engine::truncate, nb::arg("sequence"), nb::arg("length"))
         .def("copy", &Engine::copy, nb::arg("source"), nb::arg("target"), nb::arg("length"))

@@ -16,10 +16,14 @@ namespace fewbits {
 namespace {
 
 #ifdef FEWBITS_X86
-// Not every compiler's __builtin_cpu_supports knows it.
+// Not every compiler's __builtin_cpu_supports knows these two.
 bool has_avxvnni() {
     unsigned a = 0, b = 0, c = 0, d = 0;
     return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
+}
+bool has_f16c() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & 1u << 29);
 }
 #endif
 
@@ -39,8 +43,7 @@ std::vector<MatmulIsa> found_isas() {
     std::vector<MatmulIsa> found;
 #ifdef FEWBITS_X86
     __builtin_cpu_init();
-    const bool with_avx2 =
-        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool with_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     const bool with_avx512 = with_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
     if (with_avx512 && __builtin_cpu_supports("avx512vnni") && (limit.empty() || limit.starts_with("avx512")))
@@ -51,8 +54,8 @@ std::vector<MatmulIsa> found_isas() {
 #elif defined(FEWBITS_ARM64)
     if (limit != "portable") {
         if (has_dot_products() && limit != "neon")
-            found.push_back({"neon_dotprod", neon_dotprod::matmul, portable::transformer});
-        found.push_back({"neon", neon::matmul, portable::transformer});
+            found.push_back({"neon_dotprod", neon_dotprod::matmul, neon::transformer});
+        found.push_back({"neon", neon::matmul, neon::transformer});
     }
 #endif
     found.push_back({"portable", portable::matmul, portable::transformer});

@@ -81,6 +81,12 @@ def narrow_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One with 64 rows of keys and of values, and 128 columns."""
+    return write_llama(tmp_path_factory.mktemp("models") / "small-llama", hidden=128, ffn=256, seed=2)
+
+
+@pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> "ServedModel":
     """A tiny model with a chat template as a GGUF file, to be served."""
     from serving_model import write_served_model

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from fewbits.algorithms import rtn
 from fewbits.errors import FormatError
 
 
@@ -53,15 +54,8 @@ def hard_weights(columns):
 
 def quantize(fmt, weight, importance=None):
     """Codes [N, K], params and decoded [N, K] of a whole tensor."""
-    fmt = fmt.prepare([weight])
-    block = fmt.block_of(weight.shape[1])
-    if importance is not None:
-        importance = np.broadcast_to(importance, weight.shape).reshape(-1, block)
-    blocks = weight.reshape(-1, block)
-    params = fmt.fit(blocks, importance)
-    codes = fmt.round(blocks, params)
-    decoded = fmt.decode(codes, params)
-    return codes.reshape(weight.shape), params, decoded.reshape(weight.shape)
+    made = rtn.quantize(weight, fmt.prepare([weight]), importance)
+    return made.codes, made.params, made.dequantize()
 
 
 def loss(weight, decoded, importance=None):
@@ -96,19 +90,15 @@ def check_packing(fmt, codes, params, decoded):
 
 def check_chunks(fmt, weight, importance=None):
     """Rows quantized and packed in chunks give the parts of the whole, byte for byte."""
-    rows, columns = weight.shape
+    rows = len(weight)
     step = fmt.rows_together
     assert rows > step, "the test needs more rows than one chunk has"
-    block = fmt.block_of(columns)
     whole = fmt.pack(*quantize(fmt, weight, importance)[:2])
     bound = fmt.prepare(weight[i : i + 1] for i in range(rows))
     pieces = []
     for start in range(0, rows, step):
         chunk = weight[start : start + step]
-        some = None if importance is None else np.broadcast_to(importance, chunk.shape).reshape(-1, block)
-        params = bound.fit(chunk.reshape(-1, block), some)
-        codes = bound.round(chunk.reshape(-1, block), params)
-        pieces.append(bound.pack(codes.reshape(chunk.shape), params))
+        pieces.append(rtn.quantize(chunk, bound, importance).pack())
     for name, part in whole.items():
         if name in fmt.tensor_parts:
             for piece in pieces:
@@ -122,7 +112,7 @@ def check_columns(fmt, weight):
     fmt = fmt.prepare([weight])
     block = fmt.block_of(weight.shape[1])
     blocks = weight.reshape(-1, block)
-    params = fmt.fit(blocks)
+    params = rtn.quantize(weight, fmt).params
     codes = fmt.round(blocks, params)
     decoded = fmt.decode(codes, params)
     for j in range(block):

@@ -15,17 +15,28 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tests.conftest import write_llama
+from tokenizers import Tokenizer
 
 import fewbits
 from fewbits.checkpoint.gguf import open_gguf
 from fewbits.checkpoint.gguf_tokenizer import GgufTokenizer, tokenizer_from_metadata
 from fewbits.engine.engine import Engine, open_engine
 from fewbits.serving.server import Server, ServerOptions
+from model_files import write_tokenizer
 
 TEMPLATE = (
     "{% for message in messages %}"
     "{% if message.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
     "<{{ message.role }}>{{ message.content }}\n"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+# As many models write calls: JSON between marks, here one call or more.
+TOOL_TEMPLATE = (
+    "{% if tools %}<tools>{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}</tools>{% endif %}"
+    "{% for message in messages %}<{{ message.role }}>{{ message.content }}"
+    "{% for call in message.tool_calls %}{{ '\\n' if not loop.first else '' }}<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
+    "{% endfor %}{{ '<|endoftext|>' if message.role == 'assistant' else '\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 CONTEXT = 128
@@ -60,10 +71,17 @@ class ServedModel:
         return tokens[len(prompt) :]
 
 
-def write_served_model(folder: Path) -> ServedModel:
+def write_served_model(
+    folder: Path, template: str = TEMPLATE, control_tokens: tuple[str, ...] = ()
+) -> ServedModel:
     directory = write_llama(folder / "model")
+    if control_tokens:
+        write_tokenizer(directory, 384 - len(control_tokens))
+        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        tokenizer.add_special_tokens(list(control_tokens))
+        tokenizer.save(str(directory / "tokenizer.json"))
     config = json.loads((directory / "tokenizer_config.json").read_text())
-    (directory / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": TEMPLATE}))
+    (directory / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
     fewbits.quantize(directory, folder / "tiny.gguf", format="Q8_0", effort="fast")
     return ServedModel(directory, folder / "tiny.gguf")
 

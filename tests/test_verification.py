@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import fewbits
-from fewbits.checkpoint.converted import read_description
+from fewbits.checkpoint.converted import VECTORS, read_description, read_vectors
 from fewbits.checkpoint.source import open_stored
 from fewbits.cli.main import app
 from fewbits.errors import EvaluationError, RuntimeFailedError
@@ -152,19 +152,26 @@ def test_a_converted_folder_and_a_runtime_that_is_wrong(tiny_llama, sample_text,
 
 
 @pytest.mark.usefixtures("_runtime")
-def test_norms_that_a_container_does_not_tell_are_the_originals_only_without_folds(
-    tiny_llama, tmp_path, monkeypatch
-):
-    folder = tmp_path / "out"
-    fewbits.quantize(tiny_llama, folder, to="npy")
+def test_norms_that_a_container_does_not_tell_are_kept_beside_it(tiny_llama, tmp_path, monkeypatch):
+    whole, folder = tmp_path / "whole", tmp_path / "out"
+    fewbits.quantize(tiny_llama, whole, to="npy")
+    assert not (whole / VECTORS).exists()
     weights = NpyConverter.weights
     monkeypatch.setattr(
         NpyConverter,
         "weights",
-        lambda self, path: {n: t for n, t in weights(self, path).items() if "proj" in n},
+        lambda self, path: {n: t for n, t in weights(self, path).items() if "norm" not in n},
     )
-    assert our_logits(folder, tiny_llama, [1, 2, 3]).shape == (3, 384)
+    fewbits.quantize(tiny_llama, folder, to="npy")
+    kept = read_vectors(folder)
+    assert len(kept) == 7
+    for name, tensor in kept.items():
+        assert np.array_equal(tensor.read(), np.load(folder / "weights" / f"{name}.npy"))
+    assert np.array_equal(our_logits(folder, tiny_llama, [1, 2, 3]), our_logits(whole, tiny_llama, [1, 2, 3]))
 
+    # Without them they are the original's, unless channels were rescaled.
+    (folder / VECTORS).unlink()
+    assert our_logits(folder, tiny_llama, [1, 2, 3]).shape == (3, 384)
     described = json.loads((folder / "fewbits.json").read_text())
     described["metadata"]["fewbits.folds.hash"] = "0" * 64
     (folder / "fewbits.json").write_text(json.dumps(described))

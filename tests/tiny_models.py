@@ -184,12 +184,12 @@ def sample_tokens() -> list[int]:
     return np.random.default_rng(7).integers(0, VOCABULARY, TOKENS).tolist()
 
 
-def build(tiny: TinyModel) -> Any:
-    """The model itself: torch, float32, eager attention, seeded."""
+def build(tiny: TinyModel, **sizes: float) -> Any:
+    """The model itself: torch, float32, eager attention, seeded; `sizes` go before those of the variant."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     rope = {} if tiny.model_type in _ROPE_BY_LAYER else {"rope_parameters": dict(_ROPE)}
-    config = AutoConfig.for_model(tiny.model_type, **_SIZES | rope | dict(tiny.config))
+    config = AutoConfig.for_model(tiny.model_type, **_SIZES | rope | dict(tiny.config) | sizes)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval().float()
     randomize(model)
     return model
@@ -218,6 +218,12 @@ def randomize(model: Any, seed: int = 1) -> None:
 def save(tiny: TinyModel, directory: Path) -> Any:
     """Write the model's directory; the model is returned too."""
     model = build(tiny)
+    save_built(tiny, model, directory)
+    return model
+
+
+def save_built(tiny: TinyModel, model: Any, directory: Path) -> None:
+    """Write the directory of a model that `build` made of the variant."""
     model.save_pretrained(directory)
     path = directory / "config.json"
     config = json.loads(path.read_text())
@@ -228,7 +234,6 @@ def save(tiny: TinyModel, directory: Path) -> Any:
             {key: value for key, value in config.items() if value is not None or key not in tiny.saved}
         )
     )
-    return model
 
 
 def transformers_logits(model: Any, tokens: list[int]) -> npt.NDArray[np.float32]:

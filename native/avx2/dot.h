@@ -68,6 +68,9 @@ inline Rows plus(Rows total, Rows x, Rows y) {
     return {_mm256_fmadd_ps(x.a, y.a, total.a), _mm256_fmadd_ps(x.b, y.b, total.b)};
 }
 inline Rows plus(Rows total, Rows x, float y) { return plus(total, x, Rows{_mm256_set1_ps(y), _mm256_set1_ps(y)}); }
+inline Rows minus(Rows total, Rows x, Rows y) {
+    return {_mm256_fnmadd_ps(x.a, y.a, total.a), _mm256_fnmadd_ps(x.b, y.b, total.b)};
+}
 inline Rows minus(Rows total, Rows x, float y) {
     const __m256 all = _mm256_set1_ps(y);
     return {_mm256_fnmadd_ps(x.a, all, total.a), _mm256_fnmadd_ps(x.b, all, total.b)};
@@ -81,7 +84,7 @@ struct Chain {
 };
 using Factor = Bytes;
 inline Factor factor(Bytes codes) { return codes; }
-template <bool kSigned, int kLimit, int kStep>
+template <bool kSigned, int kLimit, int kStep, bool kStarted>
 inline void add(Chain& chain, const Factor& codes, const std::int8_t* quad) {
     std::int32_t four;
     std::memcpy(&four, quad, 4);
@@ -102,8 +105,9 @@ struct Factor {
 };
 inline Factor factor(Bytes codes) { return {codes.a, codes.b, _mm256_abs_epi8(codes.a), _mm256_abs_epi8(codes.b)}; }
 
-// Step kStep of kSteps. Of codes with a sign the magnitude is multiplied, and the sign goes to the input.
-template <bool kSigned, int kLimit, int kStep>
+// Step kStep of a dot product that was started with a number or, if not `kStarted`, with nothing. Of codes with a sign the magnitude is
+// multiplied, and the sign goes to the input.
+template <bool kSigned, int kLimit, int kStep, bool kStarted>
 inline void add(Chain& chain, const Factor& codes, const std::int8_t* quad) {
     std::int32_t four;
     std::memcpy(&four, quad, 4);
@@ -129,38 +133,75 @@ inline void add(Chain& chain, const Factor& codes, const std::int8_t* quad) {
         const __m256i ones = _mm256_set1_epi16(1);
         a = _mm256_madd_epi16(a, ones);
         b = _mm256_madd_epi16(b, ones);
-        chain.a = kStep < kLimit ? a : _mm256_add_epi32(chain.a, a);
-        chain.b = kStep < kLimit ? b : _mm256_add_epi32(chain.b, b);
+        constexpr bool kFirst = kStep < kLimit && !kStarted;
+        chain.a = kFirst ? a : _mm256_add_epi32(chain.a, a);
+        chain.b = kFirst ? b : _mm256_add_epi32(chain.b, b);
     }
 }
-inline Chain start(std::int32_t = 0) {
-    const __m256i zero = _mm256_setzero_si256();
-    return {zero, zero, zero, zero};
+inline Chain start(std::int32_t bias = 0) {
+    const __m256i zero = _mm256_setzero_si256(), all = _mm256_set1_epi32(bias);
+    return {zero, zero, all, all};
 }
 
 #endif
 
-inline Rows finished(const Chain& chain) { return {_mm256_cvtepi32_ps(chain.a), _mm256_cvtepi32_ps(chain.b)}; }
+// Sixteen integers of 32 bits, and sixteen pairs of 16 bits.
+struct Ints {
+    __m256i a, b;
+};
+struct Pairs {
+    __m256i a, b;
+};
+inline Ints ints(const Chain& chain) { return {chain.a, chain.b}; }
+inline Ints no_ints() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+inline Rows floats(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+// (a / 2^kShift, b / 2^kShift), rounded down.
+template <int kShift> inline __m256i joined(__m256i a, __m256i b) {
+    if constexpr (kShift > 0) a = _mm256_srai_epi32(a, kShift);
+    if constexpr (kShift < 0) a = _mm256_slli_epi32(a, -kShift);
+    return _mm256_blend_epi16(a, _mm256_slli_epi32(b, 16 - kShift), 0xAA);
+}
+template <int kShift> inline Pairs joined(Ints x, Ints y) { return {joined<kShift>(x.a, y.a), joined<kShift>(x.b, y.b)}; }
+// x y / 2^15, to the nearest.
+inline Pairs reduced(Pairs x, Pairs y) { return {_mm256_mulhrs_epi16(x.a, y.a), _mm256_mulhrs_epi16(x.b, y.b)}; }
+// Both products of each pair, added.
+inline Ints plus(Ints total, Pairs x, Pairs y) {
+    return {_mm256_add_epi32(total.a, _mm256_madd_epi16(x.a, y.a)), _mm256_add_epi32(total.b, _mm256_madd_epi16(x.b, y.b))};
+}
+inline Pairs pair(const std::int16_t* two) {
+    std::int32_t both;
+    std::memcpy(&both, two, sizeof both);
+    return {_mm256_set1_epi32(both), _mm256_set1_epi32(both)};
+}
+inline Pairs twice(std::int16_t one) { return {_mm256_set1_epi16(one), _mm256_set1_epi16(one)}; }
+inline Pairs load_pairs(const std::int16_t* from) { return {load(from), load(from + 16)}; }
+inline void store_pairs(std::int16_t* to, Pairs x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), x.a);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 16), x.b);
+}
 
 inline __m128i eight_halves(const std::uint8_t* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); }
 inline __m128i eight_bytes(const std::uint8_t* from) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)); }
-inline Rows floats(__m256i a, __m256i b) { return {_mm256_cvtepi32_ps(a), _mm256_cvtepi32_ps(b)}; }
 inline Rows halves(const std::uint8_t* from) { return {_mm256_cvtph_ps(eight_halves(from)), _mm256_cvtph_ps(eight_halves(from + 16))}; }
 inline __m256 eight_brain_halves(const std::uint8_t* from) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(eight_halves(from)), 16));
 }
 inline Rows brain_halves(const std::uint8_t* from) { return {eight_brain_halves(from), eight_brain_halves(from + 16)}; }
-inline Rows signed_bytes(const std::uint8_t* from) {
-    return floats(_mm256_cvtepi8_epi32(eight_bytes(from)), _mm256_cvtepi8_epi32(eight_bytes(from + 8)));
-}
 inline __m256i wide(const std::uint8_t* from) { return _mm256_cvtepu8_epi32(eight_bytes(from)); }
-inline Rows unsigned_bytes(const std::uint8_t* from) { return floats(wide(from), wide(from + 8)); }
-inline Rows low_nibbles(const std::uint8_t* from) {
-    const __m256i mask = _mm256_set1_epi32(15);
-    return floats(_mm256_and_si256(wide(from), mask), _mm256_and_si256(wide(from + 8), mask));
+inline Pairs signed_pairs(const std::uint8_t* from) {
+    return {_mm256_cvtepi8_epi16(eight_halves(from)), _mm256_cvtepi8_epi16(eight_halves(from + 16))};
 }
-inline Rows high_nibbles(const std::uint8_t* from) {
-    return floats(_mm256_srli_epi32(wide(from), 4), _mm256_srli_epi32(wide(from + 8), 4));
+inline Pairs unsigned_pairs(const std::uint8_t* from) {
+    return {_mm256_cvtepu8_epi16(eight_halves(from)), _mm256_cvtepu8_epi16(eight_halves(from + 16))};
+}
+inline Pairs low_nibble_pairs(const std::uint8_t* from) {
+    const Pairs bytes = unsigned_pairs(from);
+    const __m256i mask = _mm256_set1_epi16(15);
+    return {_mm256_and_si256(bytes.a, mask), _mm256_and_si256(bytes.b, mask)};
+}
+inline Pairs high_nibble_pairs(const std::uint8_t* from) {
+    const Pairs bytes = unsigned_pairs(from);
+    return {_mm256_srli_epi16(bytes.a, 4), _mm256_srli_epi16(bytes.b, 4)};
 }
 // 2^(byte - 127) / 2; bytes below 2 give numbers below float32's normal ones.
 inline __m256 eight_exponents(const std::uint8_t* from) {
@@ -172,6 +213,7 @@ inline __m256 eight_exponents(const std::uint8_t* from) {
 inline Rows exponents(const std::uint8_t* from) { return {eight_exponents(from), eight_exponents(from + 8)}; }
 
 inline void prefetch(const std::uint8_t* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0); }
+inline void prefetch_far(const std::uint8_t* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T1); }
 
 inline std::int32_t sum_of(__m256i x) {
     __m128i four = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include <immintrin.h>
 
@@ -41,19 +42,44 @@ inline Rows times(Rows a, Rows b) { return _mm512_mul_ps(a, b); }
 inline Rows times(Rows a, float b) { return _mm512_mul_ps(a, _mm512_set1_ps(b)); }
 inline Rows plus(Rows total, Rows a, Rows b) { return _mm512_fmadd_ps(a, b, total); }
 inline Rows plus(Rows total, Rows a, float b) { return _mm512_fmadd_ps(a, _mm512_set1_ps(b), total); }
+inline Rows minus(Rows total, Rows a, Rows b) { return _mm512_fnmadd_ps(a, b, total); }
 inline Rows minus(Rows total, Rows a, float b) { return _mm512_fnmadd_ps(a, _mm512_set1_ps(b), total); }
 
 // A running dot product of 16 rows and one input.
 using Chain = __m512i;
 using Factor = Bytes;
 inline Factor factor(Bytes codes) { return codes; }
-template <bool kSigned, int kLimit, int kStep>
+template <bool kSigned, int kLimit, int kStep, bool kStarted>
 inline void add(Chain& chain, Factor codes, const std::int8_t* quad) {
     asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(chain) : "v"(codes), "m"(*reinterpret_cast<const std::int32_t*>(quad)));
 }
 inline Chain start(std::int32_t bias) { return _mm512_set1_epi32(bias); }
 inline Chain start() { return _mm512_setzero_si512(); }
-inline Rows finished(Chain chain) { return _mm512_cvtepi32_ps(chain); }
+
+// Sixteen integers of 32 bits, and sixteen pairs of 16 bits.
+using Ints = __m512i;
+using Pairs = __m512i;
+inline Ints ints(Chain chain) { return chain; }
+inline Ints no_ints() { return _mm512_setzero_si512(); }
+inline Rows floats(Ints x) { return _mm512_cvtepi32_ps(x); }
+// (a / 2^kShift, b / 2^kShift), rounded down.
+template <int kShift> inline Pairs joined(Ints a, Ints b) {
+    if constexpr (kShift > 0) a = _mm512_srai_epi32(a, kShift);
+    if constexpr (kShift < 0) a = _mm512_slli_epi32(a, -kShift);
+    return _mm512_mask_blend_epi16(0xAAAAAAAA, a, _mm512_slli_epi32(b, 16 - kShift));
+}
+// a b / 2^15, to the nearest.
+inline Pairs reduced(Pairs a, Pairs b) { return _mm512_mulhrs_epi16(a, b); }
+// Both products of each pair, added.
+inline Ints plus(Ints total, Pairs a, Pairs b) { return _mm512_dpwssd_epi32(total, a, b); }
+inline Pairs pair(const std::int16_t* two) {
+    std::int32_t both;
+    std::memcpy(&both, two, sizeof both);
+    return _mm512_set1_epi32(both);
+}
+inline Pairs twice(std::int16_t one) { return _mm512_set1_epi16(one); }
+inline Pairs load_pairs(const std::int16_t* from) { return _mm512_loadu_si512(from); }
+inline void store_pairs(std::int16_t* to, Pairs x) { _mm512_storeu_si512(to, x); }
 
 inline __m128i sixteen(const std::uint8_t* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); }
 inline __m256i thirty_two(const std::uint8_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
@@ -61,14 +87,10 @@ inline Rows halves(const std::uint8_t* from) { return _mm512_cvtph_ps(thirty_two
 inline Rows brain_halves(const std::uint8_t* from) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(thirty_two(from)), 16));
 }
-inline Rows signed_bytes(const std::uint8_t* from) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(sixteen(from))); }
-inline Rows unsigned_bytes(const std::uint8_t* from) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(sixteen(from))); }
-inline Rows low_nibbles(const std::uint8_t* from) {
-    return _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_cvtepu8_epi32(sixteen(from)), _mm512_set1_epi32(15)));
-}
-inline Rows high_nibbles(const std::uint8_t* from) {
-    return _mm512_cvtepi32_ps(_mm512_srli_epi32(_mm512_cvtepu8_epi32(sixteen(from)), 4));
-}
+inline Pairs signed_pairs(const std::uint8_t* from) { return _mm512_cvtepi8_epi16(thirty_two(from)); }
+inline Pairs unsigned_pairs(const std::uint8_t* from) { return _mm512_cvtepu8_epi16(thirty_two(from)); }
+inline Pairs low_nibble_pairs(const std::uint8_t* from) { return _mm512_and_si512(unsigned_pairs(from), _mm512_set1_epi16(15)); }
+inline Pairs high_nibble_pairs(const std::uint8_t* from) { return _mm512_srli_epi16(unsigned_pairs(from), 4); }
 // 2^(byte - 127) / 2; bytes below 2 give numbers below float32's normal ones.
 inline Rows exponents(const std::uint8_t* from) {
     const __m512i byte = _mm512_cvtepu8_epi32(sixteen(from)), one = _mm512_set1_epi32(1);
@@ -78,6 +100,7 @@ inline Rows exponents(const std::uint8_t* from) {
 }
 
 inline void prefetch(const std::uint8_t* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0); }
+inline void prefetch_far(const std::uint8_t* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T1); }
 
 // 32 numbers as codes -127 … 127, what one step of the codes is worth (NaN where one isn't finite), and the codes' sums by halves.
 inline float round_block(const float* x, std::int8_t* codes, std::int32_t (&sums)[2]) {

@@ -7,8 +7,10 @@ namespace fewbits::engine {
 
 namespace {
 
-// Bands of 16 rows of a matrix that a thread takes at a time: few enough that all end together.
-std::size_t grain_of(std::size_t bands, std::size_t threads) { return std::max<std::size_t>(1, bands / (threads * 6)); }
+// Bands of 16 rows of a matrix that a thread takes at a time: few enough that all end together, the fewer the longer they take.
+std::size_t grain_of(std::size_t bands, std::size_t threads, std::size_t inputs) {
+    return std::max<std::size_t>(1, bands / (threads * (inputs > 16 ? 48 : 6)));
+}
 
 void add_bias(float* out, const float* bias, std::size_t size) {
     for (std::size_t i = 0; i < size; ++i) out[i] += bias[i];
@@ -19,21 +21,21 @@ void add_bias(float* out, const float* bias, std::size_t size) {
 void Forward::run() {
     const std::vector<Block>& blocks = weights_.blocks;
     begin_inputs(rows_.normed, batch_.count, config_.hidden, true);
-    each_row(batch_.count, [&](std::size_t row) {
+    each_input([&](std::size_t row) {
         embed(row);
-        norm_and_round(row, blocks[0].attention_norm);
+        norm(row, blocks[0].attention_norm);
     });
     for (std::size_t b = 0; b < config_.blocks; ++b) {
         attention(b);
+        if (!count_) return;
         feed_forward(b);
     }
-    if (!batch_.wanted.empty()) head();
+    head();
 }
 
 void Forward::embed(std::size_t row) {
-    float* x = rows_.x + row * config_.hidden;
-    weights_.embed(static_cast<std::size_t>(batch_.tokens[row]), x);
-    if (config_.embedding_factor != 1) other_.scale(x, config_.embedding_factor, config_.hidden);
+    weights_.embed(static_cast<std::size_t>(batch_.tokens[row]), x(row));
+    if (config_.embedding_factor != 1) other_.scale(x(row), config_.embedding_factor, config_.hidden);
     std::size_t at = row * scratch_.rope_offset.back();
     for (const Rope& rope : config_.ropes)
         for (const float frequency : rope.frequencies) {
@@ -48,29 +50,27 @@ void Forward::begin_inputs(const float* values, std::size_t count, std::size_t c
     rest_ = fine ? place_inputs(rows_.rest, count, columns, rows_.rest_inputs) : Inputs{};
 }
 
-void Forward::round(std::size_t row) {
+void Forward::round(std::size_t first, std::size_t last) {
     if (inputs_.columns % kSlab) return;  // of matrices of floats
-    matmul_.round(inputs_, row, row + 1);
+    matmul_.round(inputs_, first, last);
     if (!rest_.count) return;
-    matmul_.residual(inputs_, row, rows_.rest + row * inputs_.columns);
-    matmul_.round(rest_, row, row + 1);
+    for (std::size_t row = first; row < last; ++row) matmul_.residual(inputs_, row, rows_.rest + row * inputs_.columns);
+    matmul_.round(rest_, first, last);
 }
 
-void Forward::norm_and_round(std::size_t row, const float* weight) {
+void Forward::norm(std::size_t row, const float* weight) {
     const std::size_t hidden = config_.hidden;
-    const float* x = rows_.x + row * hidden;
     float* to = rows_.normed + row * hidden;
     if (weight)
-        other_.rms_norm(x, weight, hidden, config_.epsilon, to);
+        other_.rms_norm(x(row), weight, hidden, config_.epsilon, to);
     else
-        std::memcpy(to, x, hidden * sizeof(float));
-    round(row);
+        std::memcpy(to, x(row), hidden * sizeof(float));
 }
 
 void Forward::multiply(const Part* parts, std::size_t part_count, float* out, std::size_t stride) {
     std::size_t bands = 0;
     for (std::size_t p = 0; p < part_count; ++p) bands += parts[p].linear.bands();
-    member_.share(bands, grain_of(bands, member_.size), [&](std::size_t first, std::size_t last) {
+    member_.share(bands, grain_of(bands, member_.size, inputs_.count), [&](std::size_t first, std::size_t last) {
         std::size_t start = 0;
         for (std::size_t p = 0; p < part_count && start < last; ++p) {
             const Linear& linear = parts[p].linear;
@@ -96,7 +96,7 @@ void Forward::multiply(const Linear& linear, float* out) {
 
 void Forward::add_residual(std::size_t row, const Linear* biased, const float* after) {
     const std::size_t hidden = config_.hidden;
-    float *x = rows_.x + row * hidden, *own = rows_.normed + row * hidden;  // `result` belongs to all
+    float* own = rows_.normed + row * hidden;  // `result` belongs to all
     const float* result = scratch_.result + row * hidden;
     if (biased && biased->bias) {
         std::memcpy(own, result, hidden * sizeof(float));
@@ -107,27 +107,28 @@ void Forward::add_residual(std::size_t row, const Linear* biased, const float* a
         other_.rms_norm(result, after, hidden, config_.epsilon, own);
         result = own;
     }
-    other_.add_scaled(x, result, config_.residual_factor, hidden);
+    other_.add_scaled(x(row), result, config_.residual_factor, hidden);
 }
 
 void Forward::attention(std::size_t b) {
     const Block& block = weights_.blocks[b];
     multiply(block.qkv.data(), block.qkv.size(), scratch_.qkv, scratch_.qkv_size);
     attend(b);
-    begin_inputs(scratch_.attended, batch_.count, config_.query_size(), last(b));
-    each_row(batch_.count, [&](std::size_t row) { round(row); });
+    if (last(b)) count_ = batch_.wanted.size();
+    if (!count_) return;
+    begin_inputs(scratch_.attended, count_, config_.query_size(), last(b));
+    each_input([](std::size_t) {});
     multiply(block.out, scratch_.result);
-    begin_inputs(rows_.normed, batch_.count, config_.hidden, last(b));
-    each_row(batch_.count, [&](std::size_t row) {
+    begin_inputs(rows_.normed, count_, config_.hidden, last(b));
+    each_input([&](std::size_t row) {
         add_residual(row, &block.out, block.attention_after);
-        norm_and_round(row, block.feed_norm);
+        norm(row, block.feed_norm);
     });
 }
 
 void Forward::activate(std::size_t row, std::size_t size) {
     const float* gate = scratch_.gate_up + row * 2 * size;
     other_.gate(gate, gate + size, size, config_.gelu, rows_.product + row * size);
-    round(row);
 }
 
 void Forward::feed_forward(std::size_t b) {
@@ -139,29 +140,23 @@ void Forward::feed_forward(std::size_t b) {
         multiply(block.gate_up.data(), block.gate_up.size(), scratch_.gate_up, 2 * size);
         for (const Part& part : block.gate_up)
             if (part.linear.bias)
-                member_.share(batch_.count, 1, [&](std::size_t row, std::size_t) {
+                member_.share(count_, 1, [&](std::size_t row, std::size_t) {
                     add_bias(scratch_.gate_up + row * 2 * size + part.offset, part.linear.bias, part.linear.rows);
                 });
-        begin_inputs(rows_.product, batch_.count, size, last(b));
-        each_row(batch_.count, [&](std::size_t row) { activate(row, size); });
+        begin_inputs(rows_.product, count_, size, last(b));
+        each_input([&](std::size_t row) { activate(row, size); });
         multiply(block.down, scratch_.result);
     }
     const Linear* biased = config_.experts ? nullptr : &block.down;
-    begin_inputs(rows_.normed, batch_.count, config_.hidden, true);
-    each_row(batch_.count, [&](std::size_t row) {
+    begin_inputs(rows_.normed, count_, config_.hidden, true);
+    each_input([&](std::size_t row) {
         add_residual(row, biased, block.feed_after);
-        if (b + 1 < config_.blocks) norm_and_round(row, weights_.blocks[b + 1].attention_norm);
+        norm(row, last(b) ? weights_.final_norm : weights_.blocks[b + 1].attention_norm);
     });
 }
 
 void Forward::head() {
-    const std::size_t hidden = config_.hidden, count = batch_.wanted.size(), vocabulary = config_.vocabulary;
-    begin_inputs(rows_.normed, count, hidden, true);
-    each_row(count, [&](std::size_t i) {
-        other_.rms_norm(rows_.x + batch_.wanted[i] * hidden, weights_.final_norm, hidden, config_.epsilon,
-                        rows_.normed + i * hidden);
-        round(i);
-    });
+    const std::size_t count = count_, vocabulary = config_.vocabulary;
     multiply(&weights_.head, 1, batch_.logits, vocabulary);
     if (config_.logit_factor == 1 && config_.logit_cap == 0 && !weights_.head.linear.bias) return;
     member_.share(count, 1, [&](std::size_t i, std::size_t) {

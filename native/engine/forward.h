@@ -21,7 +21,7 @@ public:
             const Batch& batch, Member& member)
         : config_(config), weights_(weights), cache_(cache), matmul_(kernels.matmul), other_(kernels.transformer),
           scratch_(scratch), batch_(batch), member_(member), alone_(batch.count == 1),
-          rows_(alone_ ? scratch.own[member.index] : scratch.shared) {}
+          rows_(alone_ ? scratch.own[member.index] : scratch.shared), count_(batch.count) {}
 
     void run();
     // Numbers of `Scratch::parts` that a batch needs.
@@ -49,33 +49,46 @@ private:
 
     // x += result, with a bias and a norm of its own before if there are.
     void add_residual(std::size_t row, const Linear* biased, const float* after);
+    void norm(std::size_t row, const float* weight);
     void activate(std::size_t row, std::size_t size);
-    // The inputs of the next product: `values` [count, columns], of which rows are rounded by `round`. `fine`: what that takes
+    // The inputs of the next product: `values` [count, columns], which `each_input` computes and rounds. `fine`: what rounding takes
     // from them is rounded too, for parts that want it.
     void begin_inputs(const float* values, std::size_t count, std::size_t columns, bool fine = false);
-    void round(std::size_t row);
-    void norm_and_round(std::size_t row, const float* weight);
+    void round(std::size_t first, std::size_t last);
     // out[n * stride + offset + row] for all parts and the inputs. It ends with all waiting.
     void multiply(const Part* parts, std::size_t part_count, float* out, std::size_t stride);
     void multiply_bands(const Part& part, std::size_t first, std::size_t last, float* out, std::size_t stride);
     void multiply(const Linear& linear, float* out);
 
-    // f(row) for all rows, shared; then all wait.
+    // f(first, last) for all rows, shared; then all wait.
     template <typename Function>
     void share_rows(std::size_t count, Function&& f) {
-        member_.share(count, std::max<std::size_t>(1, count / (member_.size * 8)), [&](std::size_t first, std::size_t last) {
-            for (std::size_t row = first; row < last; ++row) f(row);
-        });
+        const std::size_t grain = count / (member_.size * 8);
+        member_.share(count, grain < kRoundedTogether ? std::max<std::size_t>(1, grain) : grain / kRoundedTogether * kRoundedTogether, f);
     }
-    // The same, or by every thread for itself.
+    // The same row by row, or by every thread for itself.
     template <typename Function>
     void each_row(std::size_t count, Function&& f) {
-        if (!alone_) return share_rows(count, f);
-        for (std::size_t row = 0; row < count; ++row) f(row);
+        const auto rows = [&](std::size_t first, std::size_t last) {
+            for (std::size_t row = first; row < last; ++row) f(row);
+        };
+        alone_ ? rows(0, count) : share_rows(count, rows);
+    }
+    // The same for the rows of the next product's inputs, which are rounded then.
+    template <typename Function>
+    void each_input(Function&& f) {
+        const auto rows = [&](std::size_t first, std::size_t last) {
+            for (std::size_t row = first; row < last; ++row) f(row);
+            round(first, last);
+        };
+        alone_ ? rows(0, inputs_.count) : share_rows(inputs_.count, rows);
     }
 
-    // The last block's products all take fine inputs: nothing comes after it that would average what rounding does.
+    // The last block's products all take fine inputs: nothing comes after it that would average what rounding does. Its attention
+    // and what follows are for the rows whose logits are wanted.
     bool last(std::size_t b) const { return b + 1 == config_.blocks; }
+    const std::vector<QueryRows>& groups(std::size_t b) const { return last(b) ? batch_.wanted_groups : batch_.groups; }
+    float* x(std::size_t row) const { return rows_.x + (count_ < batch_.count ? batch_.wanted[row] : row) * config_.hidden; }
 
     const Config& config_;
     const Weights& weights_;
@@ -87,6 +100,7 @@ private:
     Member& member_;
     const bool alone_;
     Rows& rows_;
+    std::size_t count_;  // of rows that are still computed; `x` has all, other arrays have these
     Inputs inputs_, rest_;
 };
 

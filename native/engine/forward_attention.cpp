@@ -20,12 +20,14 @@ std::size_t group_size(const Config& config) { return config.heads / config.kv_h
 // Groups of more heads than a call takes are split.
 std::size_t splits(const Config& config) { return (group_size(config) + kAttendRows - 1) / kAttendRows; }
 
-std::size_t tasks_of(const Config& config, const Batch& batch) { return batch.groups.size() * config.kv_heads * splits(config); }
+std::size_t tasks_of(const Config& config, const std::vector<QueryRows>& groups) {
+    return groups.size() * config.kv_heads * splits(config);
+}
 
 // Stretches of the longest sequence.
-std::size_t chunks_of(const Batch& batch) {
+std::size_t chunks_of(const Batch& batch, const std::vector<QueryRows>& groups) {
     std::size_t chunks = 0;
-    for (const QueryRows& rows : batch.groups)
+    for (const QueryRows& rows : groups)
         chunks = std::max(chunks, (batch.position[rows.row] + rows.count + kChunk - 1) / kChunk);
     return chunks;
 }
@@ -39,13 +41,17 @@ std::size_t part_size(const Config& config) { return kAttendRows * (2 + config.p
 }  // namespace
 
 std::size_t Forward::parts_of(const Config& config, const Batch& batch, std::size_t threads) {
-    const std::size_t tasks = tasks_of(config, batch), chunks = chunks_of(batch);
-    return are_split(tasks, chunks, threads) ? tasks * chunks * part_size(config) : 0;
+    std::size_t parts = 0;
+    for (const std::vector<QueryRows>* groups : {&batch.groups, &batch.wanted_groups}) {
+        const std::size_t tasks = tasks_of(config, *groups), chunks = chunks_of(batch, *groups);
+        if (are_split(tasks, chunks, threads)) parts = std::max(parts, tasks * chunks);
+    }
+    return parts * part_size(config);
 }
 
 Forward::Task Forward::task_of(std::size_t b, std::size_t index) const {
     const std::size_t parts = splits(config_), per_group = config_.kv_heads * parts;
-    Task task{batch_.groups[index / per_group], index % per_group / parts, 0, 0, 0, 0};
+    Task task{groups(b)[index / per_group], index % per_group / parts, 0, 0, 0, 0};
     const std::size_t group = group_size(config_), part = index % parts, each = (group + parts - 1) / parts;
     task.first_head = task.kv_head * group + part * each;
     task.heads = std::min(each, group - part * each);
@@ -93,13 +99,16 @@ void Forward::turn_head(std::size_t b, std::size_t row, std::size_t kv_head) {
 }
 
 void Forward::attend(std::size_t b) {
-    const std::size_t tasks = tasks_of(config_, batch_), chunks = chunks_of(batch_);
+    const std::size_t tasks = tasks_of(config_, groups(b)), chunks = chunks_of(batch_, groups(b));
     const Block& block = weights_.blocks[b];
     const bool split = are_split(tasks, chunks, member_.size);
     // A single row's heads need nothing of each other, unless there are norms over all of them.
-    const bool separate = alone_ && !split && splits(config_) == 1 && block.query_norm_size <= config_.head_size &&
+    const bool separate = alone_ && tasks && !split && splits(config_) == 1 && block.query_norm_size <= config_.head_size &&
                           std::none_of(block.qkv.begin(), block.qkv.end(), [](const Part& p) { return p.linear.bias; });
-    if (!separate) share_rows(batch_.count, [&](std::size_t row) { turn(b, row); });
+    if (!separate)
+        share_rows(batch_.count, [&](std::size_t first, std::size_t last) {
+            for (std::size_t row = first; row < last; ++row) turn(b, row);
+        });
     if (split) return attend_split(b, chunks);
     member_.share(tasks, 1, [&](std::size_t index, std::size_t) {
         alignas(64) float part[kAttendRows * (2 + kMaxHead)];
@@ -113,7 +122,7 @@ void Forward::attend(std::size_t b) {
 }
 
 void Forward::attend_split(std::size_t b, std::size_t chunks) {
-    const std::size_t size = part_size(config_), tasks = tasks_of(config_, batch_);
+    const std::size_t size = part_size(config_), tasks = tasks_of(config_, groups(b));
     const auto part_of = [&](std::size_t index, std::size_t chunk) { return scratch_.parts.data() + (index * chunks + chunk) * size; };
     member_.share(tasks * chunks, 1, [&](std::size_t i, std::size_t) {
         const Task task = task_of(b, i / chunks);
@@ -165,7 +174,7 @@ void Forward::finish(const Task& task, PartOf&& part_of) {
     }
     for (std::size_t i = 0, r = 0; i < task.rows.count; ++i)
         for (std::size_t h = 0; h < task.heads; ++h, ++r) {
-            float* to = scratch_.attended + (task.rows.row + i) * config_.query_size() + (task.first_head + h) * size;
+            float* to = scratch_.attended + (task.rows.to + i) * config_.query_size() + (task.first_head + h) * size;
             for (std::size_t d = 0; d < size; ++d) to[d] = out[r * padded + d] / sum[r];
         }
 }

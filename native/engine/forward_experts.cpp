@@ -31,17 +31,17 @@ void Forward::choose_experts(std::size_t row) {
 void Forward::experts(const Block& block) {
     const std::size_t used = config_.experts_used, hidden = config_.hidden;
     multiply(block.router, scratch_.router);
-    each_row(batch_.count, [&](std::size_t row) { choose_experts(row); });
+    each_row(count_, [&](std::size_t row) { choose_experts(row); });
     if (alone_ || member_.index == 0) {
         for (std::vector<std::uint32_t>& rows : rows_.rows_of) rows.clear();
-        for (std::uint32_t i = 0; i < batch_.count * used; ++i) rows_.rows_of[rows_.chosen[i]].push_back(i);
+        for (std::uint32_t i = 0; i < count_ * used; ++i) rows_.rows_of[rows_.chosen[i]].push_back(i);
     }
     if (!alone_) member_.wait();
     for (std::size_t e = 0; e < config_.experts; ++e)
         if (!rows_.rows_of[e].empty()) expert(block, e);
     member_.wait();  // `result` has been read
     // Added up in the order of a row's choice, whichever other rows there are.
-    member_.share(batch_.count, 1, [&](std::size_t row, std::size_t) {
+    member_.share(count_, 1, [&](std::size_t row, std::size_t) {
         float* result = scratch_.result + row * hidden;
         std::memset(result, 0, hidden * sizeof(float));
         for (std::size_t i = row * used; i < (row + 1) * used; ++i)
@@ -54,14 +54,13 @@ void Forward::expert(const Block& block, std::size_t e) {
     const std::vector<std::uint32_t>& rows = rows_.rows_of[e];
     const std::size_t hidden = config_.hidden, size = block.feed_size, used = config_.experts_used;
     begin_inputs(rows_.gathered, rows.size(), hidden);
-    each_row(rows.size(), [&](std::size_t i) {
+    each_input([&](std::size_t i) {
         std::memcpy(rows_.gathered + i * hidden, rows_.normed + rows[i] / used * hidden, hidden * sizeof(float));
-        round(i);
     });
     const std::vector<Part>& parts = block.expert_gate_up[e];
     multiply(parts.data(), parts.size(), scratch_.gate_up, 2 * size);
     begin_inputs(rows_.product, rows.size(), size);
-    each_row(rows.size(), [&](std::size_t i) { activate(i, size); });
+    each_input([&](std::size_t i) { activate(i, size); });
     multiply(block.expert_down[e], scratch_.result);
     each_row(rows.size(), [&](std::size_t i) {
         std::memcpy(rows_.expert_out + rows[i] * hidden, scratch_.result + i * hidden, hidden * sizeof(float));

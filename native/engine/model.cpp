@@ -1,6 +1,7 @@
 #include "model.h"
 
 #include <algorithm>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -11,13 +12,15 @@ namespace fewbits::engine {
 
 namespace {
 
-// Neighbouring rows of one sequence, as many as attention takes together.
-std::vector<QueryRows> group_rows(const Config& config, const Batch& batch) {
+// Those of these rows that are neighbours in one sequence, as many as attention takes together.
+std::vector<QueryRows> group_rows(const Config& config, const Batch& batch, const std::vector<std::size_t>& rows) {
     const std::size_t most = std::max<std::size_t>(1, kAttendRows / (config.heads / config.kv_heads));
     std::vector<QueryRows> groups;
-    for (std::size_t row = 0; row < batch.count; ++row) {
-        if (groups.empty() || groups.back().sequence != batch.sequence[row] || groups.back().count == most)
-            groups.push_back({batch.sequence[row], row, 0});
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+        const std::size_t row = rows[i], sequence = batch.sequence[row];
+        const QueryRows* last = groups.empty() ? nullptr : &groups.back();
+        if (!last || last->sequence != sequence || last->row + last->count != row || last->count == most)
+            groups.push_back({sequence, row, 0, i});
         ++groups.back().count;
     }
     return groups;
@@ -76,10 +79,13 @@ void Model::run(const std::int32_t* sequences, const std::int32_t* tokens, std::
             batch.sequence.push_back(sequence);
             batch.position.push_back(lengths_[sequence]++);
         }
-        batch.groups = group_rows(config_, batch);
         batch.logits = logits + given * config_.vocabulary;
         for (; given < wanted_count && static_cast<std::size_t>(wanted[given]) < first + batch.count; ++given)
             batch.wanted.push_back(static_cast<std::size_t>(wanted[given]) - first);
+        std::vector<std::size_t> all(batch.count);
+        std::iota(all.begin(), all.end(), std::size_t{0});
+        batch.groups = group_rows(config_, batch, all);
+        batch.wanted_groups = group_rows(config_, batch, batch.wanted);
         // Here, since threads must not throw.
         scratch_->parts.resize(std::max(scratch_->parts.size(), Forward::parts_of(config_, batch, team_.size())));
         team_.run([&](Member& member) {

@@ -42,6 +42,7 @@ public:
     std::size_t context() const { return context_; }
     std::size_t sequences() const { return lengths_.size(); }
     const Config& config() const { return config_; }
+    ThreadTeam& team() { return team_; }
 
 private:
     void run(const std::int32_t* sequences, const std::int32_t* tokens, std::size_t count, const std::int32_t* wanted,

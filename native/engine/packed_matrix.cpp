@@ -47,17 +47,24 @@ void put_codes(const Group (&groups)[kBand], unsigned bits, std::uint8_t* planes
 void put_half(std::uint8_t* to, std::size_t row, std::uint16_t bits) { std::memcpy(to + 2 * row, &bits, 2); }
 
 void put_scales(std::uint8_t* to, Scales scales, std::size_t row, const Group& group) {
-    switch (scales) {
-        case Scales::kHalf: put_half(to, row, group.half[0]); break;
-        case Scales::kHalfMin:
-            put_half(to, row, group.half[0]);
-            put_half(to + 2 * kBand, row, group.half[1]);
-            break;
-        case Scales::kExponent:
-        case Scales::kByte: to[row] = group.byte[0]; break;
-        default:
-            to[row] = group.byte[0];
-            to[kBand + row] = group.byte[1];
+    if (scales == Scales::kExponent) {
+        to[row] = group.byte[0];
+        return;
+    }
+    put_half(to, row, group.half[0]);
+    if (scales == Scales::kHalfMin) put_half(to + 2 * kBand, row, group.half[1]);
+}
+
+// What scales slab `slab` of a super-block.
+void put_super(std::uint8_t* to, Scales scales, std::size_t row, std::size_t slab, const Group& group) {
+    for (std::size_t i = 0; i < factor_bytes(scales) / 2; ++i) put_half(to + 2 * kBand * i, row, group.super[i]);
+    to += kBand * factor_bytes(scales);
+    if (scales == Scales::kByte || scales == Scales::kByteMin) {
+        to += slab / 2 * 2 * kBand + 2 * row + slab % 2;
+        *to = group.byte[0];
+        if (scales == Scales::kByteMin) to[kBand * kSuper / kSlab] = group.byte[1];
+    } else {
+        std::memcpy(to + slab * 2 * kBand + 2 * row, group.byte, 2);
     }
 }
 
@@ -76,19 +83,20 @@ void pack_band(const BlockFormat& format, const std::uint8_t* rows, std::size_t 
     if (encoding.scales == Scales::kFloat32) return pack_floats<std::uint32_t>(rows, count, columns, out);
     if (are_floats(encoding.scales)) return pack_floats<std::uint16_t>(rows, count, columns, out);
     const std::size_t row_bytes = columns / format.columns * format.bytes, slabs = columns / kSlab;
-    const std::size_t code_bytes = kBand * kSlab * encoding.bits / 8, super = super_bytes(encoding.scales);
+    const std::size_t super = kBand * super_bytes(encoding.scales);
+    std::uint8_t* of_super = out;
     for (std::size_t g = 0; g < slabs; ++g) {
-        const bool first_of_super = super && g % (kSuper / kSlab) == 0;
-        std::uint8_t* factors = out;
-        if (first_of_super) out += kBand * super;
+        const std::size_t slab = g % (kSuper / kSlab);
+        if (super && slab == 0) {
+            of_super = out;
+            out += super;
+        }
         const std::size_t block = g * kSlab / format.columns, within = g - block * format.columns / kSlab;
         Group groups[kBand] = {};
         for (std::size_t r = 0; r < count; ++r) {
             format.read(rows + r * row_bytes + block * format.bytes, within, groups[r]);
-            put_scales(out + code_bytes, encoding.scales, r, groups[r]);
-            if (!first_of_super) continue;
-            put_half(factors, r, groups[r].super[0]);
-            if (super == 4) put_half(factors + 2 * kBand, r, groups[r].super[1]);
+            if (super) put_super(of_super, encoding.scales, r, slab, groups[r]);
+            else put_scales(out + encoding.code_bytes(), encoding.scales, r, groups[r]);
         }
         put_codes(groups, encoding.bits, out);
         out += encoding.slab_bytes();

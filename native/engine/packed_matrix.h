@@ -1,8 +1,8 @@
 // How the engine holds a quantized matrix: the numbers of a GGUF tensor, its rows interleaved so that one vector register
 // holds the same four columns of sixteen rows. Repacked once, when a model is loaded.
 //
-//   A slab is 16 rows times 32 columns: codes, then what scales them. Slabs follow each other along the columns; before every
-//   eighth slab of a format with super-blocks lie the super-block's numbers. A band is all slabs of the same 16 rows.
+//   A slab is 16 rows times 32 columns: codes, then what scales them. Slabs follow each other along the columns; of a format with
+//   super-blocks all that scales lies before every eighth slab instead. A band is all slabs of the same 16 rows.
 //
 //   codes     planes of 4, 2 and 1 bits, highest bits in the smallest plane; byte 4 r + c of a vector belongs to row r and to
 //             column 4 q + c for a quad q of columns:
@@ -11,6 +11,10 @@
 //               1 bit:  one vector, bit q quad q
 //               8 bits: vector q of 8
 //   scales    by `Scales`, each an array over the 16 rows
+//   of a super-block: factors, arrays over the rows, then scales as pairs, those that are multiplied together:
+//               kByte        [4 pairs of slabs][16 rows][2]
+//               kByteMin     the same, then the minimums likewise
+//               kTwoBytes, kTwoNibbles  [8 slabs][16 rows][2 halves]
 //
 // A value is scale * (code - offset) - minimum, or scale * (level[code] - offset).
 #pragma once
@@ -36,6 +40,7 @@ enum class Scales : std::uint8_t {
     kFloat32,
 };
 
+// Of a row and slab.
 constexpr std::size_t scale_bytes(Scales scales) {
     switch (scales) {
         case Scales::kHalf: return 2;
@@ -49,7 +54,8 @@ constexpr std::size_t scale_bytes(Scales scales) {
     }
 }
 
-constexpr std::size_t super_bytes(Scales scales) {
+// Of a row's factors in a super-block; 0 for formats without.
+constexpr std::size_t factor_bytes(Scales scales) {
     switch (scales) {
         case Scales::kByte:
         case Scales::kTwoBytes: return 2;
@@ -57,6 +63,11 @@ constexpr std::size_t super_bytes(Scales scales) {
         case Scales::kTwoNibbles: return 4;
         default: return 0;
     }
+}
+
+// Of all that scales a row in a super-block.
+constexpr std::size_t super_bytes(Scales scales) {
+    return factor_bytes(scales) ? factor_bytes(scales) + kSuper / kSlab * scale_bytes(scales) : 0;
 }
 
 constexpr bool are_floats(Scales scales) { return scales >= Scales::kFloat16; }
@@ -69,7 +80,8 @@ struct Encoding {
     bool levels;          // codes of 4 bits stand for entries of `table`
     std::uint8_t table[16];
 
-    std::size_t slab_bytes() const { return kBand * (kSlab * bits / 8 + scale_bytes(scales)); }
+    std::size_t code_bytes() const { return kBand * kSlab * bits / 8; }  // of a slab
+    std::size_t slab_bytes() const { return code_bytes() + (super_bytes(scales) ? 0 : kBand * scale_bytes(scales)); }
     std::size_t band_bytes(std::size_t columns) const {
         if (are_floats(scales)) return kBand * columns * bits / 8;
         return columns / kSlab * slab_bytes() + columns / kSuper * kBand * super_bytes(scales);

@@ -6,6 +6,8 @@
 #include <random>
 #include <vector>
 
+#include "thread_team.h"
+
 namespace fewbits::engine {
 
 struct Sampling {
@@ -46,8 +48,11 @@ private:
     bool narrow(const float* logits, std::size_t count, float largest);
     void keep_top_k(const float* logits, std::size_t count);
     void gather(const float* logits, std::size_t count, float least);  // all logits of `least` or more
+    template <typename Wanted>
+    void gather_if(const float* logits, std::size_t count, float least, Wanted&& wanted);
+    void keep_top_p_of_kept(float largest);
     void keep_top_p(const float* logits, std::size_t count, float largest);
-    double keep_most(const float* logits, std::size_t count, float largest, double& wanted, std::size_t& sorted);
+    std::size_t step_of_top_p(const float* logits, std::size_t count, float largest, double& mass, double& wanted);
     std::size_t draw(const float* logits, std::size_t count, float largest);
 
     Sampling options_;
@@ -57,6 +62,18 @@ private:
     std::vector<double> totals_;
     std::vector<std::int32_t> recent_;
 };
+
+// What one token is chosen by, and then the token.
+struct Choice {
+    Sampler* sampler;  // no other choice's
+    const float* logits;
+    const std::int32_t* recent;
+    std::size_t recent_count;
+    std::int32_t token;  // -1 if no logit is finite
+};
+
+// Chooses each token, from `count` logits, in whichever thread of the team is free. Throws std::bad_alloc.
+void choose_all(ThreadTeam& team, std::vector<Choice>& choices, std::size_t count);
 
 // The first of the largest logits; NaN counts as minus infinity.
 std::int32_t largest_logit(const float* logits, std::size_t count);

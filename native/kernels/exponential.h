@@ -1,4 +1,4 @@
-// e^x and tanh of sixteen float32, to about 1 in 10^7.
+// e^x and tanh, side by side, to about 1 in 10^7.
 #pragma once
 
 #include "lanes.h"

@@ -1,13 +1,9 @@
-// Sixteen float16 to float32 and back, to the nearest, of two as near the even one.
+// Float16 to float32 and back, side by side, to the nearest, of two as near the even one.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
 
 #include "lanes.h"
 
@@ -39,7 +35,7 @@ inline std::uint16_t float_to_half(float number) {
     return static_cast<std::uint16_t>(sign | static_cast<std::uint32_t>((one < 0 ? -one : one) * 0x1p24f));
 }
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && FEWBITS_LANES == 16
 
 inline Lanes load_halves(const std::uint16_t* from) {
     return reinterpret_cast<Lanes>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
@@ -51,24 +47,27 @@ inline void store_halves(Lanes x, std::uint16_t* to) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), found);
 }
 
-#elif defined(__F16C__)
+#elif defined(__F16C__) && FEWBITS_LANES == 8
 
 inline Lanes load_halves(const std::uint16_t* from) {
-    const __m256 both[2] = {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))),
-                            _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 8)))};
-    Lanes found;
-    std::memcpy(&found, both, sizeof found);
-    return found;
+    return reinterpret_cast<Lanes>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 }
 
 inline void store_halves(Lanes x, std::uint16_t* to) {
     x = clip(x, all(-65504.0f), all(65504.0f));
-    __m256 both[2];
-    std::memcpy(both, &x, sizeof both);
-    for (std::size_t i = 0; i < 2; ++i) {
-        const __m128i found = _mm256_cvtps_ph(both[i], _MM_FROUND_TO_NEAREST_INT);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 8 * i), found);
-    }
+    const __m128i found = _mm256_cvtps_ph(reinterpret_cast<__m256>(x), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), found);
+}
+
+#elif defined(FEWBITS_NEON) && FEWBITS_LANES == 4
+
+inline Lanes load_halves(const std::uint16_t* from) {
+    return reinterpret_cast<Lanes>(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from))));
+}
+
+inline void store_halves(Lanes x, std::uint16_t* to) {
+    x = clip(x, all(-65504.0f), all(65504.0f));
+    vst1_u16(to, vreinterpret_u16_f16(vcvt_f16_f32(reinterpret_cast<float32x4_t>(x))));
 }
 
 #else

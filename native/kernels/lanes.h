@@ -4,9 +4,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(FEWBITS_NEON)
+#include <arm_neon.h>
 #endif
 
 #ifndef FEWBITS_LANES
@@ -26,7 +29,8 @@ constexpr std::size_t kLanes = FEWBITS_LANES;
 typedef float Lanes __attribute__((vector_size(4 * FEWBITS_LANES)));
 typedef std::int32_t Bits __attribute__((vector_size(4 * FEWBITS_LANES)));
 
-inline Lanes all(float number) { return Lanes{} + number; }
+// A difference, since a compiler may leave out what takes away 0, but not what adds it: -0 + 0 is 0.
+inline Lanes all(float number) { return number - Lanes{}; }
 
 // Compilers make several instructions of a comparison and a choice, where there is one for both: a > b ? a : b. Rounding is
 // to the nearest integer, of two as near the even one; |x| at most 2^22, above 2^23 a float32 has no fraction. A product is
@@ -57,6 +61,10 @@ inline Lanes look_up(const float* table, Lanes position) {
     const __m512i at = _mm512_cvttps_epi32(reinterpret_cast<__m512>(position));
     return reinterpret_cast<Lanes>(_mm512_i32gather_ps(at, table, 4));
 }
+inline Lanes widen(const std::int8_t* from) {
+    const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return reinterpret_cast<Lanes>(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes)));
+}
 
 #elif defined(__AVX2__) && FEWBITS_LANES == 8
 
@@ -76,16 +84,15 @@ inline Lanes look_up(const float* table, Lanes position) {
     const __m256i at = _mm256_cvttps_epi32(reinterpret_cast<__m256>(position));
     return reinterpret_cast<Lanes>(_mm256_i32gather_ps(table, at, 4));
 }
+inline Lanes widen(const std::int8_t* from) {
+    const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+    return reinterpret_cast<Lanes>(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)));
+}
 
 #else
 
 inline Lanes larger(Lanes a, Lanes b) { return a > b ? a : b; }
 inline Lanes smaller(Lanes a, Lanes b) { return a < b ? a : b; }
-inline Lanes nearest(Lanes x) {
-    const Bits bits = reinterpret_cast<Bits>(x), top = Bits{} + static_cast<std::int32_t>(0x80000000u);
-    const Lanes rounded = (reinterpret_cast<Lanes>(bits & ~top) + 0x1p23f) - 0x1p23f;
-    return reinterpret_cast<Lanes>((reinterpret_cast<Bits>(rounded) & ~top) | (bits & top));
-}
 inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return a * b + c; }
 inline Lanes quotient(Lanes x, Lanes y, Lanes) { return x / y; }
 // The entries of a table at whole numbers.
@@ -94,6 +101,32 @@ inline Lanes look_up(const float* table, Lanes position) {
     for (std::size_t i = 0; i < kLanes; ++i) found[i] = table[static_cast<std::int32_t>(position[i])];
     return found;
 }
+
+#if defined(FEWBITS_NEON) && FEWBITS_LANES == 4
+
+inline Lanes nearest(Lanes x) { return reinterpret_cast<Lanes>(vrndnq_f32(reinterpret_cast<float32x4_t>(x))); }
+inline Lanes widen(const std::int8_t* from) {
+    std::uint32_t four;
+    std::memcpy(&four, from, sizeof four);
+    const int16x8_t codes = vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(four)));
+    return reinterpret_cast<Lanes>(vcvtq_f32_s32(vmovl_s16(vget_low_s16(codes))));
+}
+
+#else
+
+inline Lanes nearest(Lanes x) {
+    const Bits bits = reinterpret_cast<Bits>(x), top = Bits{} + static_cast<std::int32_t>(0x80000000u);
+    const Lanes rounded = (reinterpret_cast<Lanes>(bits & ~top) + 0x1p23f) - 0x1p23f;
+    return reinterpret_cast<Lanes>((reinterpret_cast<Bits>(rounded) & ~top) | (bits & top));
+}
+// Integers of 8 bits as numbers.
+inline Lanes widen(const std::int8_t* from) {
+    Lanes found{};
+    for (std::size_t i = 0; i < kLanes; ++i) found[i] = from[i];
+    return found;
+}
+
+#endif
 
 #endif
 

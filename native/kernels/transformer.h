@@ -73,5 +73,6 @@ constexpr std::size_t scale_count(CacheType type, std::size_t size, std::size_t 
 namespace portable { extern const TransformerKernels transformer; }
 namespace avx2 { extern const TransformerKernels transformer; }
 namespace avx512vnni { extern const TransformerKernels transformer; }
+namespace neon { extern const TransformerKernels transformer; }
 
 }  // namespace fewbits

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include <arm_neon.h>
 
@@ -74,6 +75,9 @@ inline Rows plus(Rows total, Rows a, Rows b) {
 inline Rows plus(Rows total, Rows a, float b) {
     return rows([&](int i) { return vfmaq_n_f32(total.of[i], a.of[i], b); });
 }
+inline Rows minus(Rows total, Rows a, Rows b) {
+    return rows([&](int i) { return vfmsq_f32(total.of[i], a.of[i], b.of[i]); });
+}
 inline Rows minus(Rows total, Rows a, float b) {
     return rows([&](int i) { return vfmsq_n_f32(total.of[i], a.of[i], b); });
 }
@@ -92,7 +96,7 @@ inline int32x4_t add_four(int32x4_t total, int8x16_t codes, int8x16_t x) {
     return vaddq_s32(total, vpaddq_s32(low, vpaddlq_s16(vmull_high_s8(codes, x))));
 #endif
 }
-template <bool kSigned, int kLimit, int kStep>
+template <bool kSigned, int kLimit, int kStep, bool kStarted>
 inline void add(Chain& chain, const Factor& codes, const std::int8_t* quad) {
     const int8x16_t x = vreinterpretq_s8_s32(vld1q_dup_s32(reinterpret_cast<const std::int32_t*>(quad)));
     for (int i = 0; i < 4; ++i) chain.of[i] = add_four(chain.of[i], vreinterpretq_s8_u8(codes.of[i]), x);
@@ -101,8 +105,54 @@ inline Chain start(std::int32_t bias = 0) {
     const int32x4_t all = vdupq_n_s32(bias);
     return {{all, all, all, all}};
 }
-inline Rows finished(const Chain& chain) {
-    return rows([&](int i) { return vcvtq_f32_s32(chain.of[i]); });
+
+// Sixteen integers of 32 bits, and sixteen pairs of 16 bits.
+using Ints = Chain;
+struct Pairs {
+    int16x8_t of[4];
+};
+template <typename F> inline Pairs pairs(F&& f) { return {{f(0), f(1), f(2), f(3)}}; }
+inline Ints ints(const Chain& chain) { return chain; }
+inline Ints no_ints() { return start(); }
+inline Rows floats(const Ints& x) {
+    return rows([&](int i) { return vcvtq_f32_s32(x.of[i]); });
+}
+template <int kShift> inline int32x4_t shifted_down(int32x4_t x) {
+    if constexpr (kShift > 0) return vshrq_n_s32(x, kShift);
+    if constexpr (kShift < 0) return vshlq_n_s32(x, -kShift);
+    return x;
+}
+// (a / 2^kShift, b / 2^kShift), rounded down.
+template <int kShift> inline Pairs joined(const Ints& a, const Ints& b) {
+    return pairs([&](int i) {
+        return vreinterpretq_s16_s32(vsliq_n_s32(shifted_down<kShift>(a.of[i]), shifted_down<kShift>(b.of[i]), 16));
+    });
+}
+// a b / 2^15, to the nearest.
+inline Pairs reduced(const Pairs& a, const Pairs& b) {
+    return pairs([&](int i) { return vqrdmulhq_s16(a.of[i], b.of[i]); });
+}
+// Both products of each pair, added.
+inline Ints plus(Ints total, const Pairs& a, const Pairs& b) {
+    for (int i = 0; i < 4; ++i) {
+        const int32x4_t low = vmull_s16(vget_low_s16(a.of[i]), vget_low_s16(b.of[i])), high = vmull_high_s16(a.of[i], b.of[i]);
+        total.of[i] = vaddq_s32(total.of[i], vpaddq_s32(low, high));
+    }
+    return total;
+}
+inline Pairs pair(const std::int16_t* two) {
+    std::int32_t both;
+    std::memcpy(&both, two, sizeof both);
+    return pairs([&](int) { return vreinterpretq_s16_s32(vdupq_n_s32(both)); });
+}
+inline Pairs twice(std::int16_t one) {
+    return pairs([&](int) { return vdupq_n_s16(one); });
+}
+inline Pairs load_pairs(const std::int16_t* from) {
+    return pairs([&](int i) { return vld1q_s16(from + 8 * i); });
+}
+inline void store_pairs(std::int16_t* to, const Pairs& x) {
+    for (int i = 0; i < 4; ++i) vst1q_s16(to + 8 * i, x.of[i]);
 }
 
 inline Rows halves(const std::uint8_t* from) {
@@ -118,18 +168,18 @@ inline Words words(uint8x16_t x) {
     const uint16x8_t low = vmovl_u8(vget_low_u8(x)), high = vmovl_high_u8(x);
     return {{vmovl_u16(vget_low_u16(low)), vmovl_high_u16(low), vmovl_u16(vget_low_u16(high)), vmovl_high_u16(high)}};
 }
-inline Rows floats(uint8x16_t x) {
-    const Words wide = words(x);
-    return rows([&](int i) { return vcvtq_f32_u32(wide.of[i]); });
+inline Pairs signed_pairs(const std::uint8_t* from) {
+    return pairs([&](int i) { return vmovl_s8(vreinterpret_s8_u8(vld1_u8(from + 8 * i))); });
 }
-inline Rows signed_bytes(const std::uint8_t* from) {
-    // Raised by 128, so that they have no sign, and lowered as floats.
-    const Rows raised = floats(veorq_u8(vld1q_u8(from), vdupq_n_u8(0x80)));
-    return rows([&](int i) { return vsubq_f32(raised.of[i], vdupq_n_f32(128)); });
+inline Pairs unsigned_pairs(const std::uint8_t* from) {
+    return pairs([&](int i) { return vreinterpretq_s16_u16(vmovl_u8(vld1_u8(from + 8 * i))); });
 }
-inline Rows unsigned_bytes(const std::uint8_t* from) { return floats(vld1q_u8(from)); }
-inline Rows low_nibbles(const std::uint8_t* from) { return floats(vandq_u8(vld1q_u8(from), vdupq_n_u8(15))); }
-inline Rows high_nibbles(const std::uint8_t* from) { return floats(vshrq_n_u8(vld1q_u8(from), 4)); }
+inline Pairs low_nibble_pairs(const std::uint8_t* from) {
+    return pairs([&](int i) { return vreinterpretq_s16_u16(vmovl_u8(vand_u8(vld1_u8(from + 8 * i), vdup_n_u8(15)))); });
+}
+inline Pairs high_nibble_pairs(const std::uint8_t* from) {
+    return pairs([&](int i) { return vreinterpretq_s16_u16(vmovl_u8(vshr_n_u8(vld1_u8(from + 8 * i), 4))); });
+}
 // 2^(byte - 127) / 2; bytes below 2 give numbers below float32's normal ones.
 inline Rows exponents(const std::uint8_t* from) {
     const Words byte = words(vld1q_u8(from));
@@ -142,6 +192,7 @@ inline Rows exponents(const std::uint8_t* from) {
 }
 
 inline void prefetch(const std::uint8_t* from) { __builtin_prefetch(from); }
+inline void prefetch_far(const std::uint8_t* from) { __builtin_prefetch(from, 0, 2); }
 
 // 32 numbers as codes -127 … 127, what one step of the codes is worth, and the codes' sums by halves.
 inline float round_block(const float* x, std::int8_t* codes, std::int32_t (&sums)[2]) {

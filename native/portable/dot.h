@@ -54,6 +54,7 @@ inline Rows times(Rows a, Rows b) { return a * b; }
 inline Rows times(Rows a, float b) { return a * b; }
 inline Rows plus(Rows total, Rows a, Rows b) { return total + a * b; }
 inline Rows plus(Rows total, Rows a, float b) { return total + a * b; }
+inline Rows minus(Rows total, Rows a, Rows b) { return total - a * b; }
 inline Rows minus(Rows total, Rows a, float b) { return total - a * b; }
 
 struct Chain {
@@ -61,7 +62,7 @@ struct Chain {
 };
 using Factor = Bytes;
 inline Factor factor(Bytes codes) { return codes; }
-template <bool kSigned, int kLimit, int kStep>
+template <bool kSigned, int kLimit, int kStep, bool kStarted>
 inline void add(Chain& chain, const Factor& codes, const std::int8_t* quad) {
     std::uint8_t bytes[64];
     std::memcpy(bytes, &codes, sizeof bytes);
@@ -79,9 +80,50 @@ template <typename Number> Rows rows_of(Number&& number) {
     for (int r = 0; r < 16; ++r) found[r] = static_cast<float>(number(r));
     return found;
 }
-inline Rows finished(const Chain& chain) {
-    return rows_of([&](int r) { return chain.rows[r]; });
+
+// Sixteen integers of 32 bits, and sixteen pairs of 16 bits.
+typedef std::int32_t Ints __attribute__((vector_size(64)));
+typedef std::int16_t Pairs __attribute__((vector_size(64)));
+inline Ints ints(const Chain& chain) {
+    Ints found;
+    std::memcpy(&found, chain.rows, sizeof found);
+    return found;
 }
+inline Ints no_ints() { return Ints{}; }
+inline Rows floats(Ints x) {
+    return rows_of([&](int r) { return x[r]; });
+}
+template <typename Number> Pairs pairs_of(Number&& number) {
+    Pairs found;
+    for (int i = 0; i < 32; ++i) found[i] = static_cast<std::int16_t>(number(i));
+    return found;
+}
+// (a / 2^kShift, b / 2^kShift), rounded down.
+template <int kShift> inline Pairs joined(Ints a, Ints b) {
+    return pairs_of([&](int i) {
+        const std::int32_t x = i % 2 ? b[i / 2] : a[i / 2];
+        return kShift > 0 ? x >> (kShift > 0 ? kShift : 0) : x * (1 << (kShift < 0 ? -kShift : 0));
+    });
+}
+// a b / 2^15, to the nearest.
+inline Pairs reduced(Pairs a, Pairs b) {
+    return pairs_of([&](int i) { return (a[i] * b[i] + 0x4000) >> 15; });
+}
+// Both products of each pair, added.
+inline Ints plus(Ints total, Pairs a, Pairs b) {
+    for (int r = 0; r < 16; ++r) total[r] += a[2 * r] * b[2 * r] + a[2 * r + 1] * b[2 * r + 1];
+    return total;
+}
+inline Pairs pair(const std::int16_t* two) {
+    return pairs_of([&](int i) { return two[i % 2]; });
+}
+inline Pairs twice(std::int16_t one) {
+    return pairs_of([&](int) { return one; });
+}
+inline Pairs load_pairs(const std::int16_t* from) {
+    return pairs_of([&](int i) { return from[i]; });
+}
+inline void store_pairs(std::int16_t* to, Pairs x) { std::memcpy(to, &x, sizeof x); }
 inline std::uint32_t pair_at(const std::uint8_t* from, int r) { return from[2 * r] | from[2 * r + 1] << 8; }
 inline float bits_as_float(std::uint32_t bits) {
     float found;
@@ -100,23 +142,24 @@ inline Rows halves(const std::uint8_t* from) {
 inline Rows brain_halves(const std::uint8_t* from) {
     return rows_of([&](int r) { return bits_as_float(pair_at(from, r) << 16); });
 }
-inline Rows signed_bytes(const std::uint8_t* from) {
-    return rows_of([&](int r) { return static_cast<std::int8_t>(from[r]); });
+inline Pairs signed_pairs(const std::uint8_t* from) {
+    return pairs_of([&](int i) { return static_cast<std::int8_t>(from[i]); });
 }
-inline Rows unsigned_bytes(const std::uint8_t* from) {
-    return rows_of([&](int r) { return from[r]; });
+inline Pairs unsigned_pairs(const std::uint8_t* from) {
+    return pairs_of([&](int i) { return from[i]; });
 }
-inline Rows low_nibbles(const std::uint8_t* from) {
-    return rows_of([&](int r) { return from[r] & 15; });
+inline Pairs low_nibble_pairs(const std::uint8_t* from) {
+    return pairs_of([&](int i) { return from[i] & 15; });
 }
-inline Rows high_nibbles(const std::uint8_t* from) {
-    return rows_of([&](int r) { return from[r] >> 4; });
+inline Pairs high_nibble_pairs(const std::uint8_t* from) {
+    return pairs_of([&](int i) { return from[i] >> 4; });
 }
 // 2^(byte - 127) / 2; bytes below 2 give numbers below float32's normal ones.
 inline Rows exponents(const std::uint8_t* from) {
     return rows_of([&](int r) { return bits_as_float(from[r] > 1 ? (from[r] - 1u) << 23 : 0x200000u << from[r]); });
 }
 inline void prefetch(const std::uint8_t*) {}
+inline void prefetch_far(const std::uint8_t*) {}
 
 // 32 numbers as codes -127 … 127, what one step of the codes is worth (NaN where one isn't finite), and the codes' sums by halves.
 inline float round_block(const float* x, std::int8_t* codes, std::int32_t (&sums)[2]) {

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fewbits.checkpoint.checkpoint import Checkpoint
-from fewbits.checkpoint.converted import Description, read_description
+from fewbits.checkpoint.converted import Description, read_description, read_vectors
 from fewbits.checkpoint.source import open_checkpoint, open_stored
 from fewbits.errors import EvaluationError
 from fewbits.evaluation.memory import available_memory, require_memory
@@ -55,6 +55,7 @@ class Verification:
         python: the interpreter it ran in.
         arithmetic: dtype of its activations.
         kl_runtime: of the runtime's predictions from the original's.
+        kl_runtime_error: one standard error of it.
         kl_weights: of our dequantized weights' predictions from the original's.
         kl_between: of the runtime's predictions from our weights'.
         allowed: the most that `kl_between` may be, by what it is for.
@@ -78,6 +79,7 @@ class Verification:
     python: str
     arithmetic: str
     kl_runtime: float
+    kl_runtime_error: float
     kl_weights: float
     kl_between: float
     allowed: Allowance
@@ -99,7 +101,10 @@ class Verification:
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         rows = (
             ("runtime", f"{self.runtime} ({versions}), {self.container}"),
-            ("KL divergence", f"{self.kl_runtime:.6f} nats per token of the runtime from the original"),
+            (
+                "KL divergence",
+                f"{self.kl_runtime:.6f} ± {self.kl_runtime_error:.6f} nats per token of the runtime from the original",
+            ),
             ("  our weights", f"{self.kl_weights:.6f} from the original"),
             ("  between them", f"{self.kl_between:.2e}; allowed {self.allowed.total:.2e} ({parts})"),
             (
@@ -162,7 +167,7 @@ def verify(
     passage = read_text(text)
     require_models_extra("verifying")
     progress.stage("verifying", 3, "models")
-    original = _original(str(against), passage.text, tokens)
+    original = run_original(str(against), passage.text, tokens)
     progress.advance(1, "the original")
     answer = run_runtime(chosen, path, original.ids, python=python, timeout=timeout)
     progress.advance(1, chosen)
@@ -202,7 +207,7 @@ def _untested(runtime: str, versions: Mapping[str, str]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class _Original:
+class Original:
     """The model to compare with: its directory or file, its tokenizer, tokens of the text, and its logits [T, V]."""
 
     checkpoint: Checkpoint
@@ -212,8 +217,17 @@ class _Original:
 
 
 @lru_cache(1)  # one original is compared with many artifacts
-def _original(against: str, text: str, count: int) -> _Original:
-    """The original, run on the first tokens of a text."""
+def run_original(against: str, text: str, count: int) -> Original:
+    """Run the original on the beginning of a text.
+
+    Args:
+        against: file or directory.
+        text: itself.
+        count: tokens, with the first that the model wants before every text.
+
+    Raises:
+        EvaluationError: too many or too few tokens for the model or the text.
+    """
     from fewbits.evaluation.language_model import load_language_model
 
     checkpoint = open_checkpoint(against)
@@ -233,10 +247,10 @@ def _original(against: str, text: str, count: int) -> _Original:
             action="Give a longer text, or fewer --tokens",
         )  # fmt: skip
     ids = ids[:count]
-    return _Original(checkpoint, tokenizer, tuple(ids), _logits(model, ids))
+    return Original(checkpoint, tokenizer, tuple(ids), _logits(model, ids))
 
 
-def _ours(path: Path, described: Description | None, original: _Original) -> LanguageModel:
+def _ours(path: Path, described: Description | None, original: Original) -> LanguageModel:
     """The model with the artifact's weights as fewbits decodes them."""
     from fewbits.evaluation.language_model import language_model_of, load_language_model
 
@@ -251,7 +265,7 @@ def _converted(path: Path, described: Description, original: Checkpoint) -> Chec
     if converter is None:
         raise EvaluationError(f"this version of fewbits can't read {path}", found=described.container)
     require_packages(converter)
-    found = converter.weights(path)
+    found = {**read_vectors(path), **converter.weights(path)}
     lacking = [name for name in described.tensors if name not in found]
     if lacking and described.metadata.get("fewbits.folds.hash"):
         raise EvaluationError(
@@ -263,6 +277,18 @@ def _converted(path: Path, described: Description, original: Checkpoint) -> Chec
         raise EvaluationError(f"{original.path} isn't what {path} was made from", found=f"no {unknown[0]}")
     tensors = {name: found.get(name) or original.tensors[name] for name in described.tensors}
     return replace(original, path=path, tensors=tensors, config=described.config)
+
+
+def predictions_apart(first: Floats, second: Floats, ids: Sequence[int]) -> Quality:
+    """How far the second's predictions are from the first's.
+
+    Args:
+        first: logits after each token, [T, V].
+        second: the same of the other model.
+        ids: the T tokens; what follows the last isn't known, so T - 1 positions count.
+    """
+    following = np.array(ids[1:], np.int64)
+    return quality(position_statistics(first[:-1], second[:-1], following))
 
 
 @dataclass(frozen=True)
@@ -289,7 +315,7 @@ def _logits(model: LanguageModel, ids: Sequence[int]) -> Floats:
     return np.concatenate(list(model.logits(ids, 0)))
 
 
-def _compared(original: _Original, ours: _Computed, answer: Answer) -> dict[str, Any]:
+def _compared(original: Original, ours: _Computed, answer: Answer) -> dict[str, Any]:
     """The figures of a `Verification`."""
     vocabulary = original.logits.shape[1]
     if answer.logits.shape[1] < vocabulary:
@@ -301,8 +327,7 @@ def _compared(original: _Original, ours: _Computed, answer: Answer) -> dict[str,
     runtime = np.ascontiguousarray(answer.logits[:, :vocabulary])  # runtimes may pad the vocabulary
 
     def distance(first: Floats, second: Floats) -> Quality:
-        following = np.array(original.ids[1:], np.int64)
-        return quality(position_statistics(first[:-1], second[:-1], following))
+        return predictions_apart(first, second, original.ids)
 
     from_original, between = distance(original.logits, runtime), distance(ours.meant, runtime)
     weights = distance(original.logits, ours.meant).kl_mean
@@ -312,6 +337,7 @@ def _compared(original: _Original, ours: _Computed, answer: Answer) -> dict[str,
     return {
         "passed": between.kl_mean <= allowed.total,
         "kl_runtime": from_original.kl_mean,
+        "kl_runtime_error": from_original.kl_mean_error,
         "kl_weights": weights,
         "kl_between": between.kl_mean,
         "allowed": allowed,

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.client import HTTPException
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from openai import APIError, OpenAI
 from typer.testing import CliRunner
 
 from fewbits.cli.main import app
-from serving_model import ServedModel
+from serving_model import ServedModel, until
 
 
 @contextmanager
@@ -53,6 +57,47 @@ def test_it_serves_until_it_is_told_to_end_and_finishes_what_it_accepted(served:
     assert model.id == "tiny"
     assert chunks[-1].choices[0].finish_reason in ("stop", "length")
     assert (status, rest) == (0, "")
+
+
+def test_sigterm_lets_all_that_was_accepted_finish_and_takes_nothing_more(served: ServedModel) -> None:
+    """Two answers in slots and six in the queue, streamed or not, get the same as without a signal."""
+    usual = {"model": "tiny", "max_tokens": 150, "temperature": 2.0, "logit_bias": {"0": -100}}
+    asked: list[dict[str, Any]] = [{**usual, "prompt": f"The {i}", "seed": i} for i in range(8)]
+    with process(served, "--context", "256", "--slots", "2") as (started, _, url):
+        with OpenAI(base_url=url, api_key="any", max_retries=0) as client:
+            expected = [client.completions.create(**fields).choices[0].text for fields in asked]
+
+            def ask(i: int) -> str:
+                if i % 2:
+                    return client.completions.create(**asked[i]).choices[0].text
+                parts = client.completions.create(**asked[i], stream=True)
+                return "".join(part.choices[0].text for part in parts)
+
+            with ThreadPoolExecutor(8) as pool:
+                answers = [pool.submit(ask, i) for i in range(8)]
+                assert until(lambda: busy(url) >= 6, 60)
+                started.send_signal(signal.SIGTERM)
+                refused = False
+                while started.poll() is None and not refused:
+                    try:
+                        busy(url)
+                    except (OSError, HTTPException):
+                        refused = True
+                told = [answer.result(120) for answer in answers]
+        status = started.wait(60)
+        assert started.stderr is not None
+        rest = started.stderr.read()
+
+    assert told == expected
+    assert refused
+    assert (status, rest) == (0, "")
+
+
+def busy(url: str) -> int:
+    """Answers that the server has accepted and not finished, by a connection of its own."""
+    with urlopen(url.replace("/v1", "/health"), timeout=30) as answer:
+        load = json.loads(answer.read())
+    return int(load["running"] + load["waiting"])
 
 
 def test_a_second_ctrl_c_tells_those_who_wait_and_ends(served: ServedModel) -> None:

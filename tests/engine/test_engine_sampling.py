@@ -1,11 +1,13 @@
 """The sampler against its definition in NumPy, and against the probabilities that it should follow."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from fewbits import _native
+from fewbits.engine.engine import open_engine
 from fewbits.engine.sampling import Sampling
 from fewbits.errors import EngineError
 
@@ -217,3 +219,63 @@ def test_read_bandwidth_is_that_of_memory_and_not_of_a_loop_left_out():
     assert 1e8 < found < 1e12
     with pytest.raises(ValueError, match="nothing to read"):
         _native.read_bandwidth(100, 0)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_a_batch_of_choices_is_what_each_sampler_would_choose_alone(served, threads, count):
+    engine = open_engine(served.path, threads=threads, context=16)
+    rng = np.random.default_rng(count)
+    options = [OPTIONS[i % len(OPTIONS)] for i in range(count)]
+    together, alone = ([Sampling(seed=i, **o).sampler() for i, o in enumerate(options)] for _ in range(2))
+    for _ in range(10):
+        logits = (rng.standard_normal((count, 5000)) * 3).astype(np.float32)
+        recents = [rng.integers(0, 5000, rng.integers(0, 70)).astype(np.int32) for _ in range(count)]
+        expected = [
+            sampler.choose(row, recent) for sampler, row, recent in zip(alone, logits, recents, strict=True)
+        ]
+        assert engine.choose(together, logits, recents) == expected
+
+
+def test_a_batch_tells_which_logits_are_no_numbers_and_chooses_by_the_others(served):
+    engine = open_engine(served.path, threads=2, context=16)
+    logits = np.zeros((3, 50), np.float32)
+    logits[0, 7] = logits[2, 9] = 1
+    logits[1] = np.nan
+    samplers = [Sampling().sampler() for _ in range(3)]
+
+    assert engine.choose(samplers, logits, [EMPTY] * 3) == [7, -1, 9]
+    assert engine.choose([], np.zeros((0, 50), np.float32), []) == []
+
+
+def test_a_batch_that_does_not_fit_together_is_refused(served):
+    engine = open_engine(served.path, threads=2, context=16)
+    logits = np.zeros((2, 50), np.float32)
+    one, other = Sampling().sampler(), Sampling().sampler()
+    for samplers, recents in (
+        ([one], [EMPTY] * 2),
+        ([one, other], [EMPTY]),
+        ([one, one], [EMPTY] * 2),
+        ([one, other], [EMPTY, np.array([50], np.int32)]),
+        ([one, other], [EMPTY, np.array([-1], np.int32)]),
+    ):
+        with pytest.raises(EngineError, match="no tokens can be chosen"):
+            engine.choose(samplers, logits, recents)
+
+
+def test_one_engine_may_be_used_by_several_threads(served):
+    """Steps, copies and choices wait for each other; each thread's sequence gets what it gets alone."""
+    engine = open_engine(served.path, threads=2, context=64, sequences=4)
+    prompt = [5, 6, 7, 8]
+    expected = served.greedy(prompt, 20)
+
+    def write(sequence):
+        tokens = list(prompt)
+        logits = engine.step([sequence] * 4, prompt, [3])
+        for _ in range(20):
+            tokens += engine.choose([Sampling().sampler()], logits, [EMPTY])
+            logits = engine.step([sequence], tokens[-1:], [0])
+        return tokens[4:]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(write, range(4))) == [expected] * 4

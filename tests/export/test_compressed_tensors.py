@@ -87,7 +87,7 @@ def test_transformers_computes_exactly_our_dequantized_weights(made, tiny_llama,
     assert np.array_equal(logits, logits_of(reference))
 
 
-@pytest.mark.parametrize("name", ["INT8_CHANNEL_SYM", "FP8_E4M3_CHANNEL"])
+@pytest.mark.parametrize("name", ["INT8_CHANNEL_SYM", "FP8_E4M3_CHANNEL", "FP8_E4M3_BLOCK"])
 def test_activations_are_rounded_as_the_owner_rounds_them(made, name, monkeypatch):
     def half_steps(x):
         """compressed-tensors' integers: 255 steps over the range, where vLLM's kernels take 254."""

@@ -195,3 +195,22 @@ def test_the_missing_extra_is_named(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(MissingExtraError, match=r"pip install 'fewbits\[openvino\]'"):
         OpenvinoConverter().check(open_checkpoint(tmp_path))
+
+
+def test_a_library_that_is_there_and_breaks_is_not_called_missing(tmp_path, monkeypatch):
+    """transformers says so of a torchvision made for another torch: ModuleNotFoundError without a name."""
+    package = tmp_path / "packages" / "optimum" / "exporters" / "openvino"
+    package.mkdir(parents=True)
+    for folder in (package.parents[1], package.parent):
+        (folder / "__init__.py").write_text("")
+    (package / "__init__.py").write_text(
+        "raise ModuleNotFoundError('Could not import module GenerationMixin')"
+    )
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "optimum"]:
+        monkeypatch.delitem(sys.modules, name)
+    save_file({NAMES[0]: np.zeros((4, 4), np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+
+    with pytest.raises(ExportError, match="torchvision"):
+        OpenvinoConverter().check(open_checkpoint(tmp_path))

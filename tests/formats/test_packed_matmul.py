@@ -1,7 +1,8 @@
 """The engine's matrix products: every type of a GGUF file, on every instruction set of this processor.
 
 Weights are what the format decodes to, activations are rounded to 8 bits in blocks of 32 columns, sums are float64:
-kernels differ from that by the rounding of float32.
+kernels differ from that by the rounding of float32. Formats with super-blocks have integers up to the end of one, which
+`super_products` specifies.
 """
 
 import numpy as np
@@ -26,17 +27,73 @@ def rounded(x):
     return (np.rint(blocks * inverse) * np.float64(peak / np.float32(127))).reshape(x.shape)
 
 
+# By how many bits dot products of a group's codes and 8-bit activations are shifted down to fill 16 bits.
+DOWN = {"Q6_K": 1, "Q5_K": 2, "Q4_K": 1, "IQ4_XS": 4, "Q3_K": -2, "Q2_K": -2}
+
+
+def times_share(numbers, share):
+    """numbers * share / 2^15, to the nearest."""
+    return (numbers * share + 0x4000) >> 15
+
+
+def super_products(fmt, data, columns, x):
+    """Products with a matrix of super-blocks as native/kernels/matmul_supers.inc describes them, float64 [N, rows]."""
+    shape = len(data), columns
+    codes, params = fmt.unpack({"data": data}, shape)
+    levels = fmt.grid.decode(codes).astype(np.int64).reshape(len(data), -1, 256 // fmt.group, fmt.group)
+    numbers, _, shares, super_scales = shared(x)
+    numbers = numbers.reshape(len(x), -1, 256 // fmt.group, fmt.group)
+    shares = np.repeat(shares, 32 // fmt.group, axis=2)[:, None]
+    dots = np.einsum("rsgi,nsgi->nrsg", levels, numbers)
+    down = DOWN[fmt.name]
+    # What lies in the middle goes up in the first of two groups, down in the second.
+    second = np.arange(256 // fmt.group) % 2
+    dots = dots << -down if down < 0 else (dots + (1 << down >> 1) - second) >> down
+    assert np.abs(dots).max() < 1 << 15
+    of_super = len(data), columns // 256
+    sums = (times_share(dots, shares) * params.sub.astype(np.int64).reshape(*of_super, -1)).sum(axis=3)
+    value = sums * 2.0**down * params.d.astype(np.float64).reshape(of_super)
+    if hasattr(params, "low"):
+        raised = 512 // fmt.group * 0.5
+        low = times_share((numbers.sum(axis=3)[:, None] * raised).astype(np.int64), shares)
+        low = (low * params.low.astype(np.int64).reshape(*of_super, -1)).sum(axis=3)
+        value = value - low / raised * params.dmin.astype(np.float64).reshape(of_super)
+    return np.einsum("nrs,ns->nr", value, super_scales.astype(np.float64))
+
+
+def shared(x):
+    """Activations of super-blocks: codes [N, columns], scales [N, S, 8], shares of it, super-blocks' scales [N, S]."""
+    blocks = x.reshape(len(x), -1, 8, 32)
+    peak = np.abs(blocks).max(axis=3)
+    with np.errstate(divide="ignore"):
+        inverse = np.where(peak > 0, np.float32(127) / peak, np.float32(0))
+    codes = np.rint(blocks * inverse[..., None]).astype(np.int64).reshape(x.shape)
+    scales = peak / np.float32(127)
+    largest = scales.max(axis=2)
+    with np.errstate(divide="ignore"):
+        inverse = np.where(largest > 0, np.float32(32767) / largest, np.float32(0))
+    shares = (inverse[..., None] * scales + np.float32(0.5)).astype(np.int64)
+    return codes, scales, shares, largest * np.float32(32768 / 32767)
+
+
+def expected_products(fmt, data, weight, x):
+    if fmt.name in DOWN:
+        return super_products(fmt, data, weight.shape[1], x)
+    return rounded(x).astype(np.float64) @ weight.T.astype(np.float64)
+
+
 def multiply(number, data, columns, x, rows, isa):
     out = np.full((len(x), rows), np.nan, np.float32)
     _native.PackedMatrix(number, data, columns).multiply(x, out, isa)
     return out
 
 
-def assert_close(found, weight, x):
+def assert_close(found, weight, x, expected=None):
     # Sums are off by half a unit in the last place of what was added so far, which of formats with minima, and of codes
     # with an offset, is more than the weights themselves.
     size = np.abs(x.astype(np.float64)) @ np.abs(weight.T.astype(np.float64))
-    expected = x.astype(np.float64) @ weight.T.astype(np.float64)
+    if expected is None:
+        expected = x.astype(np.float64) @ weight.T.astype(np.float64)
     assert found.shape == expected.shape
     error = np.abs(found - expected)
     worst = (error / (size + 1e-30)).max()
@@ -82,7 +139,20 @@ def test_products_of_every_type(name, isa, count):
 
     found = multiply(GGML_TYPES[name].number, data, columns, x, rows, isa)
 
-    assert_close(found, weight, rounded(x))
+    assert_close(found, weight, rounded(x), expected_products(fmt, data, weight, x))
+
+
+@pytest.mark.parametrize("name", DOWN)
+def test_integers_of_super_blocks_cost_little_beside_rounding_the_activations(name):
+    fmt = get_format(name)
+    data, weight = random_blocks(fmt, 64, 1024, seed=0)
+    x = np.random.default_rng(1).standard_t(4, (16, 1024)).astype(np.float32)
+    weight = weight.astype(np.float64)
+
+    found = super_products(fmt, data, 1024, x)
+
+    by_activations = (rounded(x) - x) @ weight.T
+    assert (found - rounded(x) @ weight.T).std() < 0.3 * by_activations.std()
 
 
 @pytest.mark.parametrize("isa", _native.packed_isas())
@@ -109,7 +179,7 @@ def test_nothing_overflows_at_the_ends_of_the_ranges(name, isa):
 
     found = multiply(GGML_TYPES[name].number, data, columns, x, rows, isa)
 
-    assert_close(found, weight, rounded(x))
+    assert_close(found, weight, rounded(x), expected_products(fmt, data, weight, x))
 
 
 def half_offsets(name):

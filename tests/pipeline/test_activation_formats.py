@@ -87,6 +87,15 @@ def test_static_scales_need_calibration(tiny_llama, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_calibrated_blocks_of_rows_keep_one_scale_each(made):
+    weight = "model.layers.1.mlp.down_proj.weight"
+    tensor = open_checkpoint(made("FP8_E4M3_BLOCK")).tensors[weight]
+    codes, scale = (tensor.parts[part].read() for part in ("weight", "weight_scale"))
+
+    assert scale.shape == (2, 4)
+    assert np.array_equal(tensor.read(), codes * np.kron(scale, np.ones((128, 128), np.float32)))
+
+
 @pytest.mark.parametrize("name", sorted(n for n, s in SCHEMES.items() if s.inputs))
 def test_the_package_parses_what_the_config_says_of_inputs(name):
     from compressed_tensors.quantization import QuantizationArgs

@@ -37,6 +37,17 @@ def test_calibration_lowers_the_loss_at_the_same_bytes(calibrated, tiny_llama, k
     assert after < 0.8 * before
 
 
+def test_nothing_is_calibrated_where_nothing_is_quantized(calibrated, tmp_path, monkeypatch):
+    monkeypatch.setattr("fewbits.pipeline.calibrate.calibrate", None)
+    calibrated(tmp_path / "out.gguf", format="BF16", pins=["attn_v=F16"])
+
+    assert {t.dtype for t in open_checkpoint(tmp_path / "out.gguf").tensors.values()} == {
+        "BF16",
+        "F16",
+        "F32",
+    }
+
+
 def test_size_is_kept_and_filled(calibrated, tmp_path):
     made = calibrated(tmp_path / "out.gguf", size="1.3MB")
 

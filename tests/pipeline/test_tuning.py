@@ -23,7 +23,7 @@ KINDS = {
 def best(tiny_llama, sample_text, few_tokens):
     """A function that quantizes the tiny model with effort best."""
     few_tokens.setattr("fewbits.pipeline.calibrate.TOKENS", {"balanced": 4096, "best": 8192})
-    few_tokens.setattr("fewbits.pipeline.trained.SCHEDULES", {"best": Schedule(batch=1, passes=3)})
+    few_tokens.setattr("fewbits.pipeline.trained.SCHEDULES", {"best": Schedule(batch=1, passes=3, most=60)})
 
     def quantize(output, source=tiny_llama, **options):
         options.setdefault("tune", "like" not in options)

@@ -1,3 +1,5 @@
+from typing import ClassVar
+
 import numpy as np
 import pytest
 
@@ -31,6 +33,8 @@ class Container:
     candidates = formats
     plain_formats = ("F32", "F16", "BF16")
     fallbacks = True
+    hardware = ""
+    head_formats: ClassVar[dict[str, str]] = {}
 
     @staticmethod
     def tied(_tensors):
@@ -64,7 +68,7 @@ def data_bytes(choices):
     ],
 )
 def test_rows_that_a_block_does_not_divide_go_down_the_ladder(name, columns, expected):
-    assert resolve(name, [columns], Container.plain_formats) == expected
+    assert resolve(name, [(0, columns)], Container.plain_formats) == expected
 
 
 def test_a_fallback_is_recorded_with_what_was_asked():

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 from openai import OpenAI
 
+from fewbits.engine.text_stream import TextStream
 from fewbits.serving.server import Server
 from serving_model import CONTEXT, Hooked, ServedModel, call, running
 
@@ -163,6 +165,115 @@ def test_what_a_slot_holds_already_is_not_computed_again(served: ServedModel) ->
     assert sum(fed) == second.usage.prompt_tokens + 3 - cached
 
 
+def logprobs_of(served: ServedModel, tokens: list[int]) -> list[float]:
+    """Of each token but the first, by an engine of its own, in float64."""
+    engine = served.engine(1, context=256)
+    logits = engine.step([0] * len(tokens), tokens, list(range(len(tokens)))).astype(np.float64)
+    normalized = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    return [float(row[token]) for row, token in zip(normalized, tokens[1:], strict=False)]
+
+
+def test_a_prompt_is_echoed_with_the_logprobs_of_its_tokens(served: ServedModel, client: OpenAI) -> None:
+    """As programs ask that measure a model by the likelihood of texts."""
+    tokens = served.tokenizer.encode("The quick brown fox jumps over the lazy dog. " * 2)[: CONTEXT - 4]
+    for limit in (0, 1, 3):
+        asked: dict[str, Any] = {"model": "tiny", "prompt": tokens, "max_tokens": limit, "temperature": 0}
+        choice = client.completions.create(**asked, echo=True, logprobs=2).choices[0]
+        assert choice.logprobs is not None
+        told = choice.logprobs.token_logprobs or []
+        written = served.greedy(tokens, limit) if limit else []
+        texts = [served.tokenizer.token_bytes(token).decode("utf-8", "replace") for token in tokens + written]
+
+        assert told[0] is None
+        assert told[1:] == pytest.approx(logprobs_of(served, tokens + written), abs=1e-4)
+        assert choice.logprobs.tokens == texts
+        assert choice.logprobs.text_offset == [len("".join(texts[:i])) for i in range(len(texts))]
+        assert choice.logprobs.top_logprobs is not None
+        assert choice.logprobs.top_logprobs[0] is None
+        assert {len(top) for top in choice.logprobs.top_logprobs[1:]} <= {1, 2}
+        assert choice.finish_reason == "length"
+        assert choice.text.startswith("The quick brown fox")
+
+
+def test_an_echo_is_streamed_like_the_rest_and_needs_no_logprobs(client: OpenAI) -> None:
+    asked: dict[str, Any] = {
+        "model": "tiny",
+        "prompt": ["The fox", "Few bits"],
+        "max_tokens": 4,
+        "temperature": 0,
+    }
+    plain = client.completions.create(**asked)
+    echoed = client.completions.create(**asked, echo=True)
+    texts = ["", ""]
+    logprobs = [0, 0]
+    for chunk in client.completions.create(**asked, echo=True, logprobs=0, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+            logprobs[choice.index] += len(choice.logprobs.tokens or ()) if choice.logprobs else 0
+
+    for i, prompt in enumerate(asked["prompt"]):
+        assert echoed.choices[i].text == texts[i] == prompt + plain.choices[i].text
+    assert echoed.usage is not None
+    assert sum(logprobs) == echoed.usage.total_tokens
+
+
+def test_a_prompt_whose_logprobs_are_told_is_read_whole_in_parts(served: ServedModel) -> None:
+    """Though a slot holds it; others read and write meanwhile."""
+    tokens = [7 + i % 50 for i in range(200)]
+    asked: dict[str, Any] = {"model": "tiny", "prompt": tokens, "max_tokens": 0, "echo": True}
+    engine = served.engine(2, context=256)
+    with (
+        running(served, engine, step_tokens=512) as server,
+        OpenAI(base_url=f"{server.url}/v1", api_key="x") as client,
+    ):
+        answers = [client.completions.create(**asked, logprobs=0) for _ in range(2)]
+        plain = client.completions.create(**asked | {"max_tokens": 1})
+    for answer in answers:
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens_details is not None
+        assert answer.usage.prompt_tokens_details.cached_tokens == 0
+        assert answer.usage.completion_tokens == 0
+        assert answer.choices[0].logprobs is not None
+        told = answer.choices[0].logprobs.token_logprobs or []
+        assert told[1:] == pytest.approx(logprobs_of(served, tokens), abs=1e-4)
+    assert plain.usage is not None
+    assert plain.usage.prompt_tokens_details is not None
+    assert plain.usage.prompt_tokens_details.cached_tokens == 199
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_every_turn_of_a_conversation_is_what_an_engine_that_holds_nothing_writes(
+    served: ServedModel, slots: int
+) -> None:
+    """With others in between, and a turn that is asked for again with another ending."""
+    messages: Any = list(MESSAGES)
+    cached = []
+    with (
+        running(served, served.engine(slots)) as server,
+        OpenAI(base_url=f"{server.url}/v1", api_key="x") as client,
+    ):
+        for turn in ("and?", "and?", "or?", "so?"):
+            answer = client.chat.completions.create(
+                model="tiny", messages=messages, max_tokens=7, temperature=0, logit_bias={"0": -100}
+            )
+            client.completions.create(model="tiny", prompt=f"{turn} 1234", max_tokens=3)
+            text = "".join(f"<{said['role']}>{said['content']}\n" for said in messages) + "<assistant>"
+            expected = served.greedy(served.tokenizer.encode(text), 7, first=1)
+            stream = TextStream(served.tokenizer.token_bytes)
+            written = "".join(map(stream.add, expected)) + stream.finish()
+
+            assert answer.choices[0].message.content == written
+            assert answer.usage is not None
+            assert answer.usage.prompt_tokens_details is not None
+            cached.append(answer.usage.prompt_tokens_details.cached_tokens or 0)
+            if turn == "or?":
+                messages = messages[:-1]
+            else:
+                messages += [{"role": "assistant", "content": written}]
+            messages += [{"role": "user", "content": turn}]
+    assert slots == 1 or min(cached[1:]) > 5
+
+
 def test_answers_end_where_the_context_ends(served: ServedModel, client: OpenAI) -> None:
     prompt = served.tokenizer.encode("a " * 200)[: CONTEXT - 5]
     answer = client.completions.create(model="tiny", prompt=prompt, max_tokens=50, temperature=0)
@@ -219,13 +330,22 @@ BAD_TEXT: tuple[tuple[dict[str, Any], str, str], ...] = (
     ({"prompt": "a", "seed": 1 << 70}, "seed", "an integer from"),
     ({"prompt": "a", "stop": [""]}, "stop", "none of them empty"),
     ({"prompt": "a", "stop": ["x"] * 17}, "stop", "up to 16"),
-    ({"prompt": "a", "n": 2}, "n", "allowed: 1"),
-    ({"prompt": "a", "best_of": 3}, "best_of", "allowed: 1"),
-    ({"prompt": "a", "echo": True}, "echo", "allowed: false"),
+    ({"prompt": "a", "n": 0}, "n", "an integer from 1 to 128"),
+    ({"prompt": "a", "n": 2, "best_of": 3}, "best_of", "as many as n, 2"),
+    ({"prompt": "a", "echo": "yes"}, "echo", "true or false"),
+    ({"prompt": "a", "suffix": "b"}, "suffix", 'allowed: ""'),
     ({"prompt": "a", "logprobs": 21}, "logprobs", "from 0 to 20"),
     ({"prompt": "a", "stream": "yes"}, "stream", "true or false"),
     ({"prompt": "a", "stream_options": {"include_usage": True}}, "stream_options", "with stream true"),
-    ({"prompt": "a", "frequency_penalty": 0.5}, "frequency_penalty", "allowed: 0"),
+    ({"prompt": "a", "frequency_penalty": 2.5}, "frequency_penalty", "-2 to 2"),
+    ({"prompt": "a", "presence_penalty": "no"}, "presence_penalty", "-2 to 2"),
+    ({"prompt": "a", "logit_bias": [1]}, "logit_bias", "found a list; allowed: an object"),
+    ({"prompt": "a", "logit_bias": {"fox": 1}}, "logit_bias", 'found "fox"'),
+    ({"prompt": "a", "logit_bias": {"-1": 1}}, "logit_bias", 'found "-1"'),
+    ({"prompt": "a", "logit_bias": {"7": 101}}, "logit_bias.7", "from -100 to 100"),
+    ({"prompt": "a", "logit_bias": {"384": 1}}, "logit_bias", "found 384; allowed: 0 to 383"),
+    ({"prompt": "a", "response_format": "json"}, "response_format", "json_schema"),
+    ({"prompt": "a", "response_format": {"type": "xml"}}, "response_format", 'found {"type": "xml"}'),
     ({"prompt": "a", "min_tokens": 3}, "min_tokens", "allowed: best_of, echo"),
 )
 
@@ -252,8 +372,46 @@ BAD_CHAT: tuple[tuple[dict[str, Any], str, str], ...] = (
         "messages[0].content", '"type": "text"',
     ),
     ({"messages": [{"role": "tool", "content": "a"}]}, "messages", "no tools here"),
-    ({"messages": MESSAGES, "tools": [{"type": "function"}]}, "tools", "allowed: []"),
-    ({"messages": MESSAGES, "response_format": {"type": "json_object"}}, "response_format", '"text"'),
+    (
+        {"messages": [{"role": "user", "content": "a", "tool_calls": [{}]}]},
+        "messages[0].tool_calls", "calls by assistant",
+    ),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "["}}]}]},
+        "messages[0].tool_calls[0].function.arguments", "a JSON object in a string",
+    ),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [{"id": "a"}]}]},
+        "messages[0].tool_calls[0]", 'type "function"',
+    ),
+    ({"messages": MESSAGES, "tools": {"f": 1}}, "tools", "found an object"),
+    ({"messages": MESSAGES, "tools": [{"type": "function"}]}, "tools[0]", "parameters"),
+    (
+        {"messages": MESSAGES, "tools": [{"type": "function", "function": {"name": "a b"}}]},
+        "tools[0].function.name", 'found "a b"',
+    ),
+    (
+        {"messages": MESSAGES, "tools": [{"type": "function", "function": {"name": "f"}}] * 2},
+        "tools[1].function.name", "found f a second time",
+    ),
+    (
+        {
+            "messages": MESSAGES,
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}],
+        },
+        "tools[0].function.parameters", "schema of an object",
+    ),
+    ({"messages": MESSAGES, "tool_choice": "required"}, "tool_choice", "no tools"),
+    (
+        {"messages": MESSAGES, "tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "g"},
+        "tool_choice", "none, auto, required",
+    ),
+    (
+        {"messages": MESSAGES, "tools": [{"type": "function", "function": {"name": "f"}}]},
+        "tools", "doesn't tell how it calls tools",
+    ),
+    ({"messages": MESSAGES, "modalities": ["audio"]}, "modalities", '["text"]'),
+    ({"messages": MESSAGES, "chat_template_kwargs": 3}, "chat_template_kwargs", "found a number"),
     ({"messages": MESSAGES, "top_logprobs": 2}, "top_logprobs", "with logprobs true"),
     ({"messages": MESSAGES, "prompt": "a"}, "prompt", "not known"),
 )  # fmt: skip

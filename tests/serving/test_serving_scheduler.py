@@ -15,20 +15,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fewbits.engine.sampling import Sampling
 from fewbits.engine.text_stream import TextStream
 from fewbits.serving.completion import Completion, Event, Failed, Finished, Piece, token_logprob
 from fewbits.serving.scheduler import QueueFullError, Scheduler, ShuttingDownError, share_step
+from fewbits.serving.token_choice import Adjustments, LogitChanges
 from serving_model import Hooked, ServedModel, until
 
-
-class Greedy:
-    def choose(self, logits: Any, _recent: Any) -> int:
-        return int(logits[1:].argmax()) + 1  # never 0, which ends an answer
+VOCABULARY = 384
 
 
 def completion(prompt: list[int], limit: int = 4) -> tuple[Completion, queue.Queue[Event]]:
+    """A greedy one that never writes 0, which would end it."""
     events: queue.Queue[Event] = queue.Queue()
-    made = Completion(prompt, limit, Greedy(), TextStream(lambda token: b"x"), frozenset((0,)), events.put)
+    changes = LogitChanges(Adjustments(bias={0: -1e9}), None, VOCABULARY)
+    text = TextStream(lambda token: b"x")
+    made = Completion(prompt, limit, Sampling().sampler(), text, frozenset((0,)), events.put, changes)
     return made, events
 
 

@@ -3,7 +3,8 @@
 The loss of a row of weights w whose quantized values are q is e H eᵀ with e = w - q. Moving one value by m
 changes it by m² H[j, j] - 2 m g[j], where g = H e is kept up to date; the best code of a column is therefore
 the one nearest to q[j] + g[j] / H[j, j]. For fixed codes the values are linear in the scales, so that scales
-have a closed form (`LinearPart`). Nothing is taken that doesn't lower the loss.
+have a closed form (`LinearPart`). Nothing is taken that doesn't lower the loss. Where rows share scales, what is said
+here of a row holds for their band.
 
 Sources: QuantEase, arXiv 2309.01885 (cyclic descent on codes); the closed form of scales between the sweeps
 and for the sub-scales of k-quants isn't in it.
@@ -140,13 +141,13 @@ class _Block:
         terms = [np.ascontiguousarray(term.T) for term in part.terms(codes, self.params)]
         hessian, gradient = self.hessian[columns, columns], self.gradient[columns]
         responses = [hessian @ term for term in terms]
-        steps = least_squares(terms, responses, gradient, _dot, singular=1e-5)
+        steps = least_squares(terms, responses, gradient, self._dot, singular=1e-5)
         moved = tuple(old + step for old, step in zip(part.coefficients(self.params), steps, strict=True))
         params = part.replace(self.params, moved)
         first = columns.indices(len(self.codes))[0]
         change = self.format.decode(codes, params, first).T - self.values[columns]
         response = hessian @ change
-        better = 2 * _dot(change, gradient) - _dot(change, response) > 0
+        better = 2 * self._dot(change, gradient) - self._dot(change, response) > 0
         change = np.where(better, change, np.float32(0))
         self.values[columns] += change
         self.gradient -= self.hessian[:, columns] @ change
@@ -162,7 +163,7 @@ class _Block:
         codes, params = renewal(np.ascontiguousarray(wanted.T), self.hessian)
         change = self.format.decode(codes, params).T - self.values
         response = self.hessian @ change
-        better = 2 * _dot(change, self.gradient) - _dot(change, response) > 0
+        better = 2 * self._dot(change, self.gradient) - self._dot(change, response) > 0
         np.add(self.values, change, out=self.values, where=better)
         np.copyto(self.codes, codes.T, where=better)
         np.subtract(self.gradient, response, out=self.gradient, where=better)
@@ -179,10 +180,9 @@ class _Block:
             state = self.gradient[panel], self.values[panel], self.codes[panel], moved[panel]
             move_panel(self.format, self.params, places[panel], *state, self.hessian[panel, panel])
 
-
-def _dot(left: Floats, right: Floats) -> Floats:
-    product: Floats = np.einsum("br,br->r", left, right)
-    return product
+    def _dot(self, left: Floats, right: Floats) -> Floats:
+        """Sums over the columns of rows, or over those of bands that share parameters, float32 [R]."""
+        return self.format.over_bands(np.einsum("br,br->r", left, right))
 
 
 def chosen(better: npt.NDArray[np.bool_], yes: Any, no: Any) -> Any:

@@ -15,7 +15,8 @@ Source: Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning 
 - Errors are measured in units of their block's root mean square: beta means the same for all bits and layers.
 - The start is the format's own fit, and each block keeps the round with the least l_p error.
 
-Blocks don't depend on each other, so rows may be processed in any chunks with the same result.
+Blocks don't depend on each other, so rows may be processed in any chunks with the same result, if these end where the
+format's bands of rows do; the sums of a band are over its rows.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import numpy as np
 from fewbits.algorithms.coordinate_descent import chosen
 from fewbits.algorithms.least_squares import least_squares
 from fewbits.formats import Format, QTensor
+from fewbits.formats.block_runs import block_runs, joined
 from fewbits.formats.format import Codes, Floats, LinearPart
 
 NAME = "hqq"
@@ -65,16 +67,15 @@ def quantize(
     rows, columns = weight.shape
     block = fmt.block_of(columns)
     blocks = weight.reshape(-1, block)
-    step = max(1, TILE // block)
-    codes, params = [], []
-    for first in range(0, max(len(blocks), 1), step):
-        part = _Blocks(blocks[first : first + step], fmt, power)
+    runs = block_runs(rows, columns // block, fmt, max(1, TILE // block))
+    codes, pieces = np.empty(blocks.shape, np.uint8), []
+    for run in runs:
+        part = _Blocks(blocks[run], fmt, power)
         for number in range(rounds if fmt.linear_parts() else 0):
             part.improve(beta * growth**number)
-        codes.append(part.codes)
-        params.append(part.params)
-    joined = fmt.params_type.join(params)
-    return QTensor(fmt, (rows, columns), np.concatenate(codes).reshape(rows, columns), joined)
+        codes[run] = part.codes
+        pieces.append(part.params)
+    return QTensor(fmt, (rows, columns), codes.reshape(rows, columns), joined(pieces, runs, len(blocks), fmt))
 
 
 class _Blocks:
@@ -87,6 +88,7 @@ class _Blocks:
         error = self._error(self.codes, self.params)
         # In float64, where squares of any float32 are finite.
         square = np.mean(np.square(error, dtype=np.float64), axis=1, keepdims=True)
+        square = fmt.over_bands(square) / fmt.over_bands(np.ones_like(square))
         self._unit: Floats = np.where(square > 0, np.sqrt(square), 1).astype(np.float32)
         self._last, self._last_codes, self._last_error = self.params, self.codes, error
         self._least = self._norm(error)
@@ -109,8 +111,7 @@ class _Blocks:
         return self.weight - self.format.decode(codes, params)
 
     def _norm(self, error: Floats) -> Floats:
-        norm: Floats = np.sum(np.abs(error / self._unit) ** np.float32(self.power), axis=1)
-        return norm
+        return self.format.over_bands(np.sum(np.abs(error / self._unit) ** np.float32(self.power), axis=1))
 
     def _shrunk(self, error: Floats, beta: float) -> Floats:
         size = np.abs(error / self._unit)
@@ -126,11 +127,10 @@ class _Blocks:
         first = columns.indices(self.weight.shape[1])[0]
         rest = self.weight[:, columns] - outliers[:, columns] - self.format.decode(codes, params, first)
         terms = part.terms(codes, params)
-        steps = least_squares(terms, terms, rest, _dot, singular=1e-9)
+        steps = least_squares(terms, terms, rest, self._dot, singular=1e-9)
         moved = (old + step for old, step in zip(part.coefficients(params), steps, strict=True))
         return part.replace(params, tuple(moved))
 
-
-def _dot(left: Floats, right: Floats) -> Any:
-    """Sums of products over columns in float64, which no float32 overflows: [R, S] -> [R]."""
-    return np.multiply(left, right, dtype=np.float64).sum(axis=1)
+    def _dot(self, left: Floats, right: Floats) -> Any:
+        """Sums of products over columns in float64, which no float32 overflows: [R, S] -> [R]."""
+        return self.format.over_bands(np.multiply(left, right, dtype=np.float64).sum(axis=1))

@@ -1,6 +1,7 @@
 """Round to nearest: every block's parameters fitted by the format's own search, codes rounded to the nearest.
 
-Independent of everything outside a block, so rows may be processed in any chunks with the same result.
+Independent of everything outside a block, so rows may be processed in any chunks with the same result, if these end
+where the format's bands of rows do.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from typing import Any
 
 from fewbits.architectures.architecture import Config, Feature, refuse
 from fewbits.architectures.rope import FULL, SLIDING, head_dim
+from fewbits.architectures.settings import first
 from fewbits.checkpoint.checkpoint import LazyTensor
 
 Tensors = Mapping[str, LazyTensor]
@@ -29,10 +30,9 @@ def _head_read(values: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
     for name, value in (("head_count", heads), ("head_count_kv", kv)):
         if isinstance(value, list) and len(set(value)) > 1:
             raise refuse(f"transformers' model has one {name} for all blocks", value, "equal numbers")
-    heads, kv = (value[0] if isinstance(value, list) else value for value in (heads, kv))
     return {
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv or heads,
+        "num_attention_heads": first(heads),
+        "num_key_value_heads": first(kv) or first(heads),
         "head_dim": values["attention.key_length"],
     }
 
@@ -116,7 +116,7 @@ def gemma_scale(large_blocks: int) -> Feature:
         config = {
             "num_hidden_layers": values["block_count"],
             "hidden_size": values["embedding_length"],
-            "num_attention_heads": values["attention.head_count"],
+            "num_attention_heads": first(values["attention.head_count"]),
             "head_dim": values["attention.key_length"],
         }
         return {"query_pre_attn_scalar": scalar(config)}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fewbits.architectures.architecture import Architecture, Config, Source
+from fewbits.architectures.settings import check_settings, first, read_settings
 from fewbits.architectures.table import ARCHITECTURES
 from fewbits.checkpoint.checkpoint import Checkpoint, Floats, LazyTensor
 from fewbits.checkpoint.views import Renamed
@@ -31,15 +32,6 @@ class ComputedTensor(LazyTensor):
     def rows(self, start: int, stop: int) -> Floats:
         """Rows start … stop as float32 [stop - start, K]."""
         return self.values.reshape(self.matrix)[start:stop].copy()
-
-
-class Settings(dict[str, Any]):
-    """A GGUF file's metadata without the architecture's prefix."""
-
-    def __missing__(self, key: str) -> Any:
-        raise ArchitectureError(
-            "this GGUF file's metadata lacks what its architecture needs", found=f"no {key}"
-        )
 
 
 def known_model_types() -> list[str]:
@@ -208,7 +200,9 @@ def _complain(entry: Architecture, source: Source, checkpoint: Checkpoint) -> No
             raise ArchitectureError(
                 f"{checkpoint.path} {what} for a model of the type {entry.model_type}",
                 found=", ".join(names[:_SHOWN]) + more,
-                action="Check that config.json belongs to these weights.",
+                action="The file is damaged, or of a model that fewbits doesn't know."
+                if checkpoint.container == "gguf"
+                else "Check that config.json belongs to these weights.",
             )
 
 
@@ -264,14 +258,9 @@ def to_hugging_face(
     Raises:
         ArchitectureError: no entry of the table for this architecture, or tensors missing or surplus.
     """
-    name = str(checkpoint.metadata.get("general.architecture"))
-    prefix = f"{name}."
-    values = Settings(
-        (k[len(prefix) :], _listed(v)) for k, v in checkpoint.metadata.items() if k.startswith(prefix)
-    )
-    entry = _owner(name, values)
-    width = values["embedding_length"] // _first(values["attention.head_count"])
-    values.setdefault("attention.key_length", width)
+    entry = owner(checkpoint)
+    values = read_settings(entry.gguf, checkpoint.metadata)
+    check_settings(entry.gguf, values)
     _check_blocks(values["block_count"], checkpoint)
     config = _config_of(entry, values, checkpoint.tensors)
     source = Source(checkpoint.tensors)
@@ -294,7 +283,7 @@ def _config_of(
 ) -> dict[str, Any]:
     config: dict[str, Any] = {
         "model_type": entry.model_type,
-        "vocab_size": tensors[EMBEDDING[1]].shape[0] if EMBEDDING[1] in tensors else 0,
+        "vocab_size": tensors[EMBEDDING[1]].matrix[0] if EMBEDDING[1] in tensors else 0,
         "tie_word_embeddings": HEAD[1] not in tensors,
         "dtype": "float32",
         "bos_token_id": None,
@@ -303,14 +292,21 @@ def _config_of(
     }
     for field in entry.fields:
         if field.gguf in values:
-            config[field.hf] = field.kind(_first(values[field.gguf]))
+            config[field.hf] = field.kind(first(values[field.gguf]))
     config |= {key: allowed[0] for key, allowed in entry.constants.items()}
     for feature in entry.features:
         config |= feature.read(values, tensors)
     return config
 
 
-def _owner(name: str, values: Mapping[str, Any]) -> Architecture:
+def owner(checkpoint: Checkpoint) -> Architecture:
+    """The entry for a GGUF file.
+
+    Raises:
+        ArchitectureError: there is none.
+    """
+    name = str(checkpoint.metadata.get("general.architecture"))
+    values = read_settings(name, checkpoint.metadata)
     for entry in ARCHITECTURES:
         if entry.gguf == name and entry.owns(values):
             return entry
@@ -319,13 +315,3 @@ def _owner(name: str, values: Mapping[str, Any]) -> Architecture:
         found=name,
         allowed=", ".join(dict.fromkeys(entry.gguf for entry in ARCHITECTURES)),
     )
-
-
-def _listed(value: Any) -> Any:
-    """Arrays of the reader as lists."""
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-def _first(value: Any) -> Any:
-    """A number, or the first of one per block."""
-    return value[0] if isinstance(value, list) else value

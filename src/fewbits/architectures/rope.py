@@ -155,7 +155,7 @@ def _read_rope(values: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> 
     context = int(values["context_length"])
     if FREQUENCIES in tensors:
         # Any divisors are a longrope whose short and long factors are equal: nothing has to be guessed.
-        divisors = [float(x) for x in tensors[FREQUENCIES].read().reshape(-1)]
+        divisors = _factors(tensors, FREQUENCIES)
         found |= {
             "rope_type": "longrope",
             "short_factor": divisors,
@@ -220,17 +220,24 @@ def _floats(numbers: list[float]) -> Floats:
     return np.asarray(numbers, np.float32)
 
 
+def _factors(tensors: Mapping[str, LazyTensor], name: str) -> list[float]:
+    """A vector of divisors of the frequencies."""
+    if name not in tensors:
+        raise ArchitectureError("this GGUF file lacks factors of its rope", found=f"no {name}")
+    return [float(x) for x in tensors[name].read().reshape(-1)]
+
+
 def _longrope_read(values: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
     original = int(values.get("rope.scaling.original_context_length", values["context_length"]))
     found: dict[str, Any] = {
         "rope_type": "default",
         "rope_theta": float(values.get("rope.freq_base", DEFAULT_BASE)),
     }
-    if LONG in tensors:
+    if LONG in tensors or SHORT in tensors:
         found |= {
             "rope_type": "longrope",
-            "long_factor": [float(x) for x in tensors[LONG].read().reshape(-1)],
-            "short_factor": [float(x) for x in tensors[SHORT].read().reshape(-1)],
+            "long_factor": _factors(tensors, LONG),
+            "short_factor": _factors(tensors, SHORT),
             "attention_factor": float(values.get("rope.scaling.attn_factor", 1.0)),
             "original_max_position_embeddings": original,
         }

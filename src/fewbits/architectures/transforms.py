@@ -65,6 +65,10 @@ class Interleave(Transform):
 def _reorder(tensor: LazyTensor, order: npt.NDArray[np.intp], name: str) -> LazyTensor:
     if len(tensor.shape) == 2:
         return Permuted(tensor, order, name)
+    if len(tensor.shape) != 1:
+        raise ArchitectureError(
+            f"{tensor.name} is neither a matrix nor a vector", found=f"shape {tensor.shape}"
+        )
     column = Reshaped(tensor, (len(order), 1))
     return Reshaped(Permuted(column, order), tensor.shape, name)
 
@@ -118,6 +122,12 @@ def split_rows(fused: LazyTensor, names: Sequence[str]) -> list[LazyTensor]:
 
 def join_rows(tensors: Sequence[LazyTensor], name: str) -> LazyTensor:
     """The inverse of `split_rows`: p tensors [E, I, K] -> [E, p * I, K], expert by expert."""
+    shapes = {tensor.shape for tensor in tensors}
+    if len(shapes) > 1 or len(tensors[0].shape) != 3:
+        raise ArchitectureError(
+            " and ".join(tensor.name for tensor in tensors) + " aren't equal stacks of expert matrices",
+            found=f"shapes {', '.join(str(tensor.shape) for tensor in tensors)}",
+        )
     experts, rows, columns = tensors[0].shape
     parts = [RowRange(t, e * rows, (e + 1) * rows) for e in range(experts) for t in tensors]
     return Stacked(parts, name, (experts, rows * len(tensors), columns))

@@ -1,10 +1,15 @@
-"""fewbits.json: what a folder says of itself that only its runtime's library can write and read.
+"""What a folder says of itself that only its runtime's library can write and read.
 
-{"fewbits": 1, "container": "openvino",
- "metadata": {"fewbits.version": …, "fewbits.plan": …},        how it was made, as in other artifacts
- "config": {…},                                                the model's config.json
- "tensors": {name: {"shape": […], "format": …, "nbytes": …}},  as they were quantized
- "files": {name: bytes}}                                       all others in the folder
+fewbits.json
+
+    {"fewbits": 1, "container": "openvino",
+     "metadata": {"fewbits.version": …, "fewbits.plan": …},        how it was made, as in other artifacts
+     "config": {…},                                                the model's config.json
+     "tensors": {name: {"shape": […], "format": …, "nbytes": …}},  as they were quantized
+     "files": {name: bytes}}                                       all others in the folder
+
+fewbits.safetensors: vectors, as norms, that the library's files hold too, but not by the model's names. They may have
+been rescaled with the weights, and tell what the runtime is to compute.
 """
 
 from __future__ import annotations
@@ -16,10 +21,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from fewbits.checkpoint.checkpoint import LazyTensor
 from fewbits.checkpoint.hf_directory import read_json
+from fewbits.checkpoint.safetensors import read_safetensors_header
 from fewbits.errors import CheckpointError
 
 DESCRIPTION = "fewbits.json"
+VECTORS = "fewbits.safetensors"
 _VERSION = 1
 
 
@@ -80,6 +88,16 @@ def read_description(folder: Path) -> Description | None:
         raise CheckpointError(
             f"{path} can't be read", found=f"no usable {error}", action="Make the folder again"
         ) from error
+
+
+def read_vectors(folder: Path) -> Mapping[str, LazyTensor]:
+    """The vectors that a converted folder keeps beside its library's files, by the model's names.
+
+    Raises:
+        CheckpointError: the file can't be read.
+    """
+    path = folder / VECTORS
+    return read_safetensors_header(path).tensors if path.is_file() else {}
 
 
 def foreign_files(folder: Path) -> list[str]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from fewbits.checkpoint.gguf_constants import ValueType
+from fewbits.checkpoint.metadata_kinds import WORD, array, require, whole
 from fewbits.checkpoint.pre_tokenizers import PreTokenizer, pre_tokenizer_named, steps_json
 from fewbits.errors import ArchitectureError, CheckpointError, MissingExtraError
 
@@ -116,9 +118,41 @@ class GgufTokenizer:
         return piece.encode("utf-8", "replace")
 
     @cached_property
-    def _control_ids(self) -> frozenset[int]:
+    def added_tokens(self) -> frozenset[str]:
+        """Texts of control tokens and user-defined tokens, which are found in a text as a whole."""
+        return frozenset(entry.content for entry in self.tokenizer.get_added_tokens_decoder().values())
+
+    @cached_property
+    def control_tokens(self) -> Mapping[str, int]:
+        """Ids of the tokens that aren't text, by name."""
         added = self.tokenizer.get_added_tokens_decoder()
-        return frozenset(token for token, entry in added.items() if entry.special)
+        return {entry.content: token for token, entry in added.items() if entry.special}
+
+    @cached_property
+    def _control_ids(self) -> frozenset[int]:
+        return frozenset(self.control_tokens.values())
+
+
+_ID = whole(0, 2**31 - 1)
+_INTEGERS = (
+    ValueType.INT32,
+    ValueType.UINT32,
+    ValueType.INT8,
+    ValueType.UINT8,
+    ValueType.INT16,
+    ValueType.UINT16,
+)
+_KINDS = {
+    "tokenizer.ggml.model": WORD,
+    "tokenizer.ggml.pre": WORD,
+    "tokenizer.ggml.tokens": array("texts", ValueType.STRING),
+    "tokenizer.ggml.token_type": array("whole numbers", *_INTEGERS, ValueType.INT64, ValueType.UINT64),
+    "tokenizer.ggml.scores": array("numbers", ValueType.FLOAT32, ValueType.FLOAT64, *_INTEGERS),
+    "tokenizer.ggml.merges": array("texts", ValueType.STRING),
+    "tokenizer.chat_template": WORD,
+    "tokenizer.chat_templates": array("texts", ValueType.STRING),
+    **{f"tokenizer.ggml.{name}_token_id": _ID for name in ("bos", "eos", "eot", "eom")},
+}
 
 
 def tokenizer_from_metadata(metadata: Mapping[str, Any]) -> GgufTokenizer:
@@ -129,6 +163,7 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any]) -> GgufTokenizer:
         CheckpointError: keys are missing or contradict each other.
         MissingExtraError: the package `tokenizers` isn't installed.
     """
+    require(metadata, _KINDS, CheckpointError)
     kind = metadata.get("tokenizer.ggml.model")
     texts = _texts(metadata)
     types = [int(value) for value in metadata.get("tokenizer.ggml.token_type", [NORMAL] * len(texts))]
@@ -177,13 +212,16 @@ def _texts(metadata: Mapping[str, Any]) -> list[str]:
             action="Give the Hugging Face directory that it came from",
         )
     texts = [
-        (text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else str(text))
-        or f"[EMPTY_{token}]"
+        _bytes(text).decode("utf-8", "backslashreplace") or f"[EMPTY_{token}]"
         for token, text in enumerate(listed)
     ]
     if len(set(texts)) != len(texts):
         raise CheckpointError("a GGUF file has a token twice, which llama.cpp refuses too")
     return texts
+
+
+def _bytes(text: str | bytes) -> bytes:
+    return text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
 
 
 def _type_in_use(text: str, kind: int) -> int:

@@ -16,6 +16,7 @@ from fewbits.checkpoint.file_tensor import FileTensor
 from fewbits.checkpoint.packed import PackedTensor
 from fewbits.errors import CheckpointError, MissingExtraError
 from fewbits.formats import get_format
+from fewbits.formats.compressed_tensors import INPUT_SCALE
 
 GRAPH = "model.onnx"
 DATA = f"{GRAPH}.data"
@@ -39,6 +40,11 @@ class StoredPiece:
     part: str
     row: int
     nbytes: int
+
+
+def input_scale_name(codes: str) -> str:
+    """The initializer with the scale of a map's inputs, of that with its codes."""
+    return f"{codes}/{INPUT_SCALE}"
 
 
 def tensor_regions(
@@ -85,6 +91,20 @@ def read_places(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
     return _places(_load(path))
 
 
+def _input_scales(model: Any) -> dict[str, float]:
+    """Tensor -> the scale of its map's inputs, where the graph has one."""
+    from onnx import numpy_helper
+
+    props = {entry.key: entry.value for entry in model.metadata_props}
+    stored = {entry.name: entry for entry in model.graph.initializer}
+    return {
+        StoredPiece(*piece).tensor: float(numpy_helper.to_array(scale))
+        for name, found in json.loads(props[PIECES]).items()
+        if (scale := stored.get(input_scale_name(name))) is not None
+        for piece in found
+    }
+
+
 def _places(model: Any) -> dict[str, dict[str, tuple[int, int]]]:
     props = {entry.key: entry.value for entry in model.metadata_props}
     if PIECES not in props:
@@ -119,6 +139,10 @@ def open_onnx_folder(path: Path) -> Checkpoint:
         shapes = json.loads(metadata[SHAPES])
         config = json.loads((path / "config.json").read_bytes())
         tensors = {name: _tensor(name, fmt, dims, places[name], data) for name, (fmt, dims) in shapes.items()}
+        for name, scale in _input_scales(model).items():
+            tensor = tensors[name]
+            if isinstance(tensor, PackedTensor):
+                tensor.inputs = {INPUT_SCALE: scale}
         size = data.stat().st_size
     except MissingExtraError:
         raise

@@ -85,10 +85,18 @@ class PackedTensor(SizedTensor):
 
 def _read(part: StoredTensor, layout: PartLayout, start: int, stop: int) -> npt.NDArray[Any]:
     """Rows start … stop of an array's first axis, in its own NumPy type."""
+    if part.dtype != layout.dtype:
+        return part.read()[start:stop] if len(part.shape) < 2 else part.rows(start, stop)
     if len(layout.shape) < 2:  # a vector is one row
         whole = part.raw(0, 1).view(STORAGE[part.dtype]).reshape(layout.shape)
         return whole if layout.rows is None else whole[start:stop]
     return part.raw(start, stop).view(STORAGE[part.dtype]).reshape(stop - start, *layout.shape[1:])
+
+
+def _holds_exactly(layout: PartLayout, part: StoredTensor) -> bool:
+    """Whether the format's array holds what is stored: some write scales narrower than fewbits does."""
+    narrow = layout.dtype == "F32" and part.dtype in ("BF16", "F16") and layout.axis == 0
+    return part.dtype == layout.dtype or narrow
 
 
 class PackedReader(ABC):
@@ -204,7 +212,7 @@ def _packed_tensor(
             allowed=", ".join(expected), action="Download the model again",
         )  # fmt: skip
     for part, layout in expected.items():
-        if parts[part].dtype != layout.dtype:
+        if not _holds_exactly(layout, parts[part]):
             return None
         if parts[part].shape != layout.shape:
             raise CheckpointError(

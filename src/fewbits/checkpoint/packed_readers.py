@@ -11,6 +11,7 @@ from fewbits.checkpoint.packed import PackedReader
 # quant_method -> module with a function reader_for(config, quantization), imported on first use
 _READERS = {
     "compressed-tensors": "fewbits.checkpoint.compressed_tensors",
+    "fp8": "fewbits.checkpoint.fp8_blocks",
     "gptq": "fewbits.checkpoint.gptq",
     "awq": "fewbits.checkpoint.awq",
     "bitsandbytes": "fewbits.checkpoint.bitsandbytes",

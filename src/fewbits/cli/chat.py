@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fewbits.engine.model import Model
     from fewbits.engine.sampling import SamplingOptions
 
-_COMMANDS = "/reset forgets the conversation, /quit or Ctrl-D ends, Ctrl-C stops an answer."
+_COMMANDS = "/reset forgets the conversation, /quit or Ctrl-D ends; Ctrl-C stops an answer, and ends if pressed twice."
 
 
 def chat(
@@ -41,7 +41,8 @@ def chat(
 ) -> None:
     """Talk with a model: a message per line, from the terminal or from a pipe.
 
-    /reset forgets the conversation, /quit or the end of the input ends. Ctrl-C stops an answer.
+    /reset forgets the conversation, /quit or the end of the input ends. Ctrl-C stops an answer, and ends the
+    conversation if it comes again before the next message.
     """
     with reported():
         from fewbits.engine.model import load
@@ -58,7 +59,7 @@ def chat(
         conversation = _Conversation(model, system, n, options, speculate)
         if sys.stdin.isatty():
             sys.stderr.write(f"{_COMMANDS}\n")
-        for line in _lines():
+        for line in _lines(conversation):
             if line == "/quit":
                 break
             if line == "/reset":
@@ -69,8 +70,8 @@ def chat(
                 conversation.answer(line)
 
 
-def _lines() -> Iterator[str]:
-    """What is typed or piped, line by line, to its end."""
+def _lines(conversation: _Conversation) -> Iterator[str]:
+    """What is typed or piped, line by line, to its end, or to the second Ctrl-C in a row."""
     terminal = sys.stdin.isatty()
     if terminal:
         import readline  # noqa: F401 - gives `input` its line editing
@@ -85,16 +86,25 @@ def _lines() -> Iterator[str]:
             if not terminal:
                 raise
             sys.stdout.write("\n")  # what was typed is dropped, as in a shell
+            if conversation.interrupted:
+                return
+            conversation.interrupted = True
+            sys.stderr.write("Ctrl-C again ends\n")
             continue
         except UnicodeDecodeError as error:
             raise FewbitsError(
                 "the messages aren't UTF-8", found=str(error), action="Convert them"
             ) from error
+        conversation.interrupted = False
         yield line.strip()
 
 
 class _Conversation:
-    """Messages so far. What of them lies in the engine's cache isn't computed again."""
+    """Messages so far. What of them lies in the engine's cache isn't computed again.
+
+    Attributes:
+        interrupted: whether there has been a Ctrl-C since the last message.
+    """
 
     def __init__(
         self, model: Model, system: str | None, n: int, options: SamplingOptions, speculate: bool
@@ -102,6 +112,7 @@ class _Conversation:
         self._model, self._n, self._options, self._speculate = model, n, options, speculate
         self._beginning = [] if system is None else [{"role": "system", "content": system}]
         self._messages: list[dict[str, str]] = []
+        self.interrupted = False
         model.chat_prompt(
             [*self._beginning, {"role": "user", "content": "?"}]
         )  # refused now rather than later
@@ -120,6 +131,8 @@ class _Conversation:
                     sys.stdout.write(piece)
                     sys.stdout.flush()
             except KeyboardInterrupt:
+                self.interrupted = True
+                sys.stdout.flush()
                 sys.stderr.write(" [stopped]")
         except FewbitsError as error:
             sys.stderr.write(f"fewbits: {error}\n")

@@ -13,7 +13,7 @@ import typer
 
 from fewbits.cli.failure import reported
 from fewbits.cli.progress import TerminalProgress
-from fewbits.cli.quantize import ALGORITHM, CALIBRATION, FOLD
+from fewbits.cli.quantize import ALGORITHM, CALIBRATION, FOLD, HARDWARE
 
 if TYPE_CHECKING:
     from fewbits.planning.frontier import FilePoint
@@ -46,6 +46,7 @@ def plan(
     calibration: Annotated[str | None, typer.Option(help=CALIBRATION)] = None,
     algorithm: Annotated[str | None, typer.Option(metavar="NAME", help=ALGORITHM)] = None,
     fold: Annotated[bool, typer.Option("--fold/--no-fold", help=FOLD)] = True,
+    hardware: Annotated[str | None, typer.Option(metavar="NAME", help=HARDWARE)] = None,
     memory: Annotated[str, typer.Option(help="Memory that the run may hold.")] = "4GB",
     threads: Annotated[int | None, typer.Option(help="Default: all cores.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
@@ -67,7 +68,7 @@ def plan(
             check_output(Path(output), force=force)
         options: dict[str, Any] = {
             "to": to, "pins": pin or (), "calibration": calibration, "memory": memory, "threads": threads,
-            "seed": seed, "fold": fold,
+            "seed": seed, "fold": fold, "hardware": hardware,
         }  # fmt: skip
         # Whatever libraries print is no part of the result.
         with redirect_stdout(sys.stderr), TerminalProgress() as progress:

@@ -16,10 +16,12 @@ ALGORITHM = "How codes are chosen: rtn, hqq; calibrated: imatrix, gptq, signroun
 FOLD = (
     "Move scales of channels between norms and weights where that makes rounding cost less. No for adapters."
 )
-TUNE = (
-    "With effort best: train scales and norms at the end, to predict as the original does. For 2 and 3 bits."
-)
+TUNE = "Whether effort best trains scales and norms at the end, to predict as the original does. Default: it does."
 KV_CACHE = "Write calibrated scales for a quantized key-value cache too: fp8, or fp8_per_head."
+HARDWARE = (
+    "What must compute the formats, such as ampere or x86-cpu: nothing else is chosen. See fewbits targets."
+)
+STATIC_SCALE = "How static scales of activations are chosen: mse, absmax, percentile:99.99, or held-out."
 RESUME_HINT = "interrupted; what is done is kept: the same command goes on from here"
 
 
@@ -53,8 +55,10 @@ def quantize(
     ] = None,
     algorithm: Annotated[str | None, typer.Option(metavar="NAME", help=ALGORITHM)] = None,
     fold: Annotated[bool, typer.Option("--fold/--no-fold", help=FOLD)] = True,
-    tune: Annotated[bool, typer.Option("--tune", help=TUNE)] = False,
+    tune: Annotated[bool | None, typer.Option("--tune/--no-tune", help=TUNE)] = None,
     kv_cache: Annotated[str | None, typer.Option(metavar="NAME", help=KV_CACHE)] = None,
+    static_scale: Annotated[str | None, typer.Option(metavar="RULE", help=STATIC_SCALE)] = None,
+    hardware: Annotated[str | None, typer.Option(metavar="NAME", help=HARDWARE)] = None,
     memory: Annotated[str, typer.Option(help="Memory that the run may hold.")] = "4GB",
     threads: Annotated[int | None, typer.Option(help="Default: all cores.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
@@ -76,7 +80,8 @@ def quantize(
             "to": to, "format": format_name, "bits": bits, "size": size, "plan": plan, "like": like,
             "max_kl": max_kl, "pins": pin or (), "effort": effort, "calibration": calibration,
             "imatrix": imatrix, "algorithm": algorithm, "fold": fold, "tune": tune, "kv_cache": kv_cache,
-            "memory": memory, "threads": threads, "seed": seed, "force": force,
+            "hardware": hardware, "static_scale": static_scale, "memory": memory, "threads": threads,
+            "seed": seed, "force": force,
         }  # fmt: skip
         with TerminalProgress() as progress:
             if dry_run:

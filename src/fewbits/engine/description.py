@@ -9,7 +9,7 @@ from typing import Any
 
 from fewbits.architectures.architecture import Architecture, Config, Tensor
 from fewbits.architectures.components import QUERY_PAIRS
-from fewbits.architectures.interpreter import architecture_of, to_hugging_face
+from fewbits.architectures.interpreter import owner, to_hugging_face
 from fewbits.architectures.rope import FREQUENCIES as DIVISORS
 from fewbits.architectures.rope import FULL, LONG, SHORT, SLIDING, head_dim
 from fewbits.architectures.table import ARCHITECTURES
@@ -56,14 +56,16 @@ def describe(checkpoint: Checkpoint, context: int | None = None) -> Description:
 
     Raises:
         EngineError: an architecture, or tensors, that the engine doesn't know.
+        ArchitectureError: settings or tensors that the architecture can't have.
     """
     try:
-        config, _ = to_hugging_face(checkpoint)
-        entry = architecture_of(config)
+        entry = owner(checkpoint)
     except ArchitectureError as error:
         raise _unknown(str(checkpoint.metadata.get("general.architecture"))) from error
     if surplus := [name for name in checkpoint.tensors if not _TAKEN.fullmatch(name)]:
         raise _unknown(entry.model_type + " with " + ", ".join(surplus[:_SHOWN]))
+    found, _ = to_hugging_face(checkpoint)
+    config = entry.defaults | found  # what the file leaves out is what transformers takes
     trained = int(config["max_position_embeddings"])
     context = context or min(trained, DEFAULT_CONTEXT)
     return Description(entry.model_type, trained, context, _native_config(entry, config, context))

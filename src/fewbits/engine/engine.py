@@ -81,6 +81,25 @@ class Engine:
         with _refused("the tokens can't be read"):
             return self._native.step(*(_integers(numbers) for numbers in (sequences, tokens, wanted)))
 
+    def choose(
+        self, samplers: Sequence[_native.Sampler], logits: Floats, recents: Sequence[npt.NDArray[np.int32]]
+    ) -> list[int]:
+        """Choose a token for each of M answers, all threads together.
+
+        Args:
+            samplers: [M], all different.
+            logits: float32 [M, V].
+            recents: M times int32 [N], the tokens so far, as `Sampler.choose` takes them.
+
+        Returns:
+            What each sampler's own `choose` would return; -1 where no logit is finite.
+
+        Raises:
+            EngineError: the numbers don't fit together, or there is no memory.
+        """
+        with _refused("no tokens can be chosen"):
+            return self._native.choose(samplers, logits, recents)
+
     def length(self, sequence: int) -> int:
         """Positions that a slot holds.
 

@@ -30,6 +30,7 @@ class Frequencies:
     magnitude: float = 1.0
 
 
+_SMALLEST, _LARGEST = 1e-9, 1e9
 NONE = Frequencies(np.empty(0, np.float32))
 
 
@@ -42,7 +43,7 @@ def frequencies(config: Config, context: int, layers: str = FULL) -> Frequencies
         layers: ``full_attention`` or ``sliding_attention``.
 
     Raises:
-        ArchitectureError: a type of rope that isn't known.
+        ArchitectureError: a type of rope that isn't known, or factors that don't fit the heads.
     """
     parameters = rope_parameters(config, layers)
     width = int(head_dim(config) * parameters["partial_rotary_factor"])
@@ -54,13 +55,25 @@ def frequencies(config: Config, context: int, layers: str = FULL) -> Frequencies
         return Frequencies((plain / parameters["factor"]).astype(np.float32))
     if kind == "longrope":
         long = context > parameters["original_max_position_embeddings"]
-        divisors = np.asarray(parameters["long_factor" if long else "short_factor"])
+        divisors = _checked(parameters["long_factor" if long else "short_factor"], len(plain))
         return Frequencies((plain / divisors).astype(np.float32), parameters["attention_factor"])
     if kind == "yarn":
         return _yarn(parameters, plain)
     raise ArchitectureError(
         "the engine doesn't know this kind of rope", found=kind, allowed="default, linear, longrope, yarn"
     )
+
+
+def _checked(factors: list[float], pairs: int) -> Floats:
+    """Divisors of the frequencies, float64 [pairs]."""
+    divisors = np.asarray(factors)
+    if len(divisors) != pairs or not np.all((divisors >= _SMALLEST) & (divisors <= _LARGEST)):
+        raise ArchitectureError(
+            "the file's factors of rope's frequencies don't fit its heads",
+            found=f"{len(divisors)} of {divisors.min(initial=np.inf):g} to {divisors.max(initial=-np.inf):g}",
+            allowed=f"{pairs} of {_SMALLEST:g} to {_LARGEST:g}",
+        )
+    return divisors
 
 
 def _yarn(parameters: dict[str, Any], plain: Floats) -> Frequencies:

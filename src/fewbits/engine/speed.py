@@ -13,14 +13,17 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from fewbits import _native
 from fewbits.checkpoint.checkpoint import Checkpoint
 from fewbits.checkpoint.file_tensor import FileTensor
 from fewbits.checkpoint.gguf import open_gguf
+from fewbits.engine.energy import POWERCAP, EnergyMeter, energy_meter
 from fewbits.engine.engine import Engine, KvCache, open_engine
 from fewbits.errors import EngineError
 from fewbits.progress import Progress, Silent
@@ -54,6 +57,10 @@ class Speed:
             bandwidth was measured; None where the system doesn't say.
         engine_memory_bytes: what the engine holds beyond the mapped file.
         instruction_set: of the kernels.
+        energy_joules_per_token: what processors and memory used while tokens were decoded, by the machine's own
+            counters and whatever else it did meanwhile; None where there is no counter to read.
+        prefill_energy_joules_per_token: the same while prompts were read.
+        energy_missing: why they are None; empty if they aren't.
     """
 
     path: str
@@ -72,6 +79,9 @@ class Speed:
     peak_memory_bytes: int | None
     engine_memory_bytes: int
     instruction_set: str
+    energy_joules_per_token: float | None
+    prefill_energy_joules_per_token: float | None
+    energy_missing: str
 
     def describe(self) -> str:
         """The figures for people, a line each."""
@@ -90,12 +100,21 @@ class Speed:
                 "peak memory",
                 f"{peak}; the engine holds {self.engine_memory_bytes / 1e6:,.0f} MB beyond the file",
             ),
+            ("energy", self._energy()),
             (
                 "run",
                 f"{self.threads} threads, {self.instruction_set}, median of {self.repetitions} repetitions",
             ),
         )
         return "\n".join(f"{name:<18} {value}" for name, value in rows)
+
+    def _energy(self) -> str:
+        if self.energy_joules_per_token is None or self.prefill_energy_joules_per_token is None:
+            return f"unknown: {self.energy_missing}"
+        return (
+            f"{self.energy_joules_per_token:.3g} J for a decoded token, "
+            f"{self.prefill_energy_joules_per_token:.3g} J for one of the prompt"
+        )
 
 
 def measure(
@@ -107,6 +126,7 @@ def measure(
     threads: int | None = None,
     kv_cache: KvCache = "f16",
     progress: Progress | None = None,
+    powercap: Path = POWERCAP,
 ) -> Speed:
     """Time prefill, decoding and reading memory, in this process, by the wall clock.
 
@@ -118,6 +138,7 @@ def measure(
         threads: None for all cores that this process may use.
         kv_cache: as for `open_engine`.
         progress: told of repetitions done.
+        powercap: where the system shows its energy counters.
 
     Raises:
         CheckpointError: not a GGUF file that can be read.
@@ -132,7 +153,9 @@ def measure(
     loaded = time.perf_counter()
     progress.stage("bench", 2 * (repetitions + 1), "runs")
     text = np.random.default_rng(0).integers(0, engine.vocabulary, max(prompt, generate)).astype(np.int32)
-    prefill, decode, first = _times(engine, text, prompt, generate, repetitions, progress)
+    meter = energy_meter(powercap)
+    prefill = _timed(engine, _prompt(engine, text[:prompt]), repetitions, meter, progress)
+    decode = _timed(engine, _decoding(engine, text[:generate]), repetitions, meter, progress)
     peak = peak_memory()
     held = engine.memory_bytes
     read = bytes_per_token(open_gguf(Path(path)))
@@ -140,56 +163,72 @@ def measure(
     del engine
     buffer = _buffer_bytes()
     bandwidth = _native.read_bandwidth(buffer, count, 10)
-    speed = generate / statistics.median(decode)
+    speed = generate / statistics.median(decode.seconds)
     return Speed(
         path=str(path),
         threads=count,
         prompt_tokens=prompt,
         generated_tokens=generate,
         repetitions=repetitions,
-        prefill_tokens_per_second=prompt / statistics.median(prefill),
+        prefill_tokens_per_second=prompt / statistics.median(prefill.seconds),
         decode_tokens_per_second=speed,
         read_bandwidth_bytes_per_second=bandwidth,
         read_bandwidth_buffer_bytes=buffer,
         bytes_per_token=read,
         bandwidth_share=read * speed / bandwidth,
         load_seconds=loaded - started,
-        seconds_to_first_token=first,
+        seconds_to_first_token=prefill.first,
         peak_memory_bytes=peak,
         engine_memory_bytes=held,
         instruction_set=_native.packed_isas()[0],
+        energy_joules_per_token=_per_token(decode.joules, generate * repetitions),
+        prefill_energy_joules_per_token=_per_token(prefill.joules, prompt * repetitions),
+        energy_missing=meter.missing,
     )
 
 
-def _times(
-    engine: Engine,
-    text: np.ndarray[tuple[int], np.dtype[np.int32]],
-    prompt: int,
-    generate: int,
-    repetitions: int,
-    progress: Progress,
-) -> tuple[list[float], list[float], float]:
-    """Seconds of each prefill and each decoding, and of the very first prefill."""
+@dataclass(frozen=True)
+class _Timed:
+    """Seconds of each repetition, the first one, which isn't counted, apart; joules of all counted ones together."""
 
-    def prefill() -> None:
-        engine.step(np.zeros(prompt, np.int32), text[:prompt], [prompt - 1])
+    first: float
+    seconds: list[float]
+    joules: float | None
 
-    def decode() -> None:
-        for token in text[:generate]:
+
+def _prompt(engine: Engine, text: npt.NDArray[np.int32]) -> Callable[[], object]:
+    """Reads a text in one step."""
+    return partial(engine.step, np.zeros(len(text), np.int32), text, [len(text) - 1])
+
+
+def _decoding(engine: Engine, text: npt.NDArray[np.int32]) -> Callable[[], object]:
+    """Reads a text token by token."""
+
+    def run() -> None:
+        for token in text:
             engine.step([0], [token], [0])
 
-    def timed(work: Callable[[], None]) -> list[float]:
-        seconds = []
-        for _ in range(repetitions + 1):
-            engine.truncate(0, 0)
-            started = time.perf_counter()
-            work()
-            seconds.append(time.perf_counter() - started)
-            progress.advance(1, "")
-        return seconds
+    return run
 
-    prefills, decodings = timed(prefill), timed(decode)
-    return prefills[1:], decodings[1:], prefills[0]
+
+def _timed(
+    engine: Engine, work: Callable[[], object], repetitions: int, meter: EnergyMeter, progress: Progress
+) -> _Timed:
+    seconds: list[float] = []
+    before: tuple[int, ...] = ()
+    for repetition in range(repetitions + 1):
+        engine.truncate(0, 0)
+        if repetition == 1:
+            before = meter.read()
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+        progress.advance(1, "")
+    return _Timed(seconds[0], seconds[1:], meter.joules_since(before) if meter.counters else None)
+
+
+def _per_token(joules: float | None, tokens: int) -> float | None:
+    return None if joules is None else joules / tokens
 
 
 def bytes_per_token(checkpoint: Checkpoint) -> int:

@@ -18,7 +18,8 @@ Where a directory says that activations have 8 bits, each token's are rounded wi
     INT8   d = max|x| / 127;  value d * round(x / d)       vLLM's dynamic_scaled_int8_quant
     FP8    d = max|x| / 448;  value d * E4M3(x / d)        vLLM's dynamic_per_token_scaled_fp8_quant
 
-or all tokens' with one scale d that the file holds (static). Activations of 4 bits are E2M1 numbers in groups:
+FP8 also in groups of 128 of a token (vLLM's per_token_group_quant_fp8), or all tokens' with one scale d that the file
+holds (static). Activations of 4 bits are E2M1 numbers in groups:
 
     NVFP4  16 share d = E4M3(max|x| / 6 * g) / g with the file's g;  value d * E2M1(x / d)    scaled_fp4_quant
     MXFP4  32 share d, the power of two of max|x| less 2;            value d * E2M1(x / d)    compressed-tensors
@@ -77,21 +78,25 @@ class ActivationRounding:
 
 @dataclass(frozen=True)
 class TokenRounding:
-    """Rounding with one scale for each token.
+    """Rounding with one scale for each token, or for groups of its numbers.
 
     Attributes:
-        largest: number that a token's largest magnitude becomes.
+        largest: number that the largest magnitude becomes.
         dtype: a float type for the codes, or None for integers.
+        group: numbers that share a scale, a divisor of all rows' length; 0 for all of a token.
     """
 
     largest: float
     dtype: torch.dtype | None = None
+    group: int = 0
 
     def __call__(self, x: Tensor) -> Tensor:
         """The values the dot product sees: float32 [..., K] -> float32 [..., K]."""
-        scale = x.abs().amax(dim=-1, keepdim=True) / self.largest
-        codes = x / scale.where(scale > 0, 1.0)
-        return (codes.round() if self.dtype is None else codes.to(self.dtype).to(torch.float32)) * scale
+        groups = x.reshape(-1, self.group or x.shape[-1])
+        scale = groups.abs().amax(dim=-1, keepdim=True) / self.largest
+        codes = groups / scale.where(scale > 0, 1.0)
+        rounded = codes.round() if self.dtype is None else codes.to(self.dtype).to(torch.float32)
+        return (rounded * scale).reshape(x.shape)
 
 
 @dataclass(frozen=True)
@@ -219,6 +224,7 @@ ROUNDING: Mapping[str, ActivationRounding] = {
 TOKEN_ROUNDING: Mapping[str, Rounding] = {
     "INT8_CHANNEL_SYM": TokenRounding(127.0),
     "FP8_E4M3_CHANNEL": TokenRounding(448.0, torch.float8_e4m3fn),
+    "FP8_E4M3_BLOCK": TokenRounding(448.0, torch.float8_e4m3fn, group=128),
     **dict.fromkeys(W4A8, TokenRounding(127.0)),
     "MXFP4_PACKED_A4": mxfp4,
     "MODELOPT_FP8": TokenRounding(448.0, torch.float8_e4m3fn),
@@ -235,6 +241,7 @@ FILE_ROUNDING: Mapping[str, tuple[str, Callable[[float], Rounding]]] = {
     "INT8_CHANNEL_SYM_STATIC": (INPUT_SCALE, partial(StaticRounding, lowest=-128.0, highest=127.0)),
     "FP8_E4M3_CHANNEL_STATIC": (INPUT_SCALE, _STATIC_FP8),
     "FP8_E4M3_TENSOR_STATIC": (INPUT_SCALE, _STATIC_FP8),
+    "QDQ8_STATIC": (INPUT_SCALE, partial(StaticRounding, lowest=-128.0, highest=127.0)),
     "NVFP4_A4": (INPUT_GLOBAL_SCALE, NVFP4Rounding),
 }
 

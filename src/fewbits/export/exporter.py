@@ -7,8 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from fewbits.algorithms.static_scales import DEFAULT_RULE
 from fewbits.calibration.statistics import Statistics
 from fewbits.checkpoint.checkpoint import Checkpoint, Floats, LazyTensor
 from fewbits.checkpoint.source import open_checkpoint
@@ -32,8 +34,8 @@ class OutputTensor:
         quantizable: False for what the runtime needs in floating point (norms, biases, routers).
         plain: dtype it is stored in when it isn't quantized, e.g. ``F32``.
         block: index of the transformer block it belongs to, or None.
-        fused: names of the tensors, itself included, that runtimes make one matrix of, with one scale where a format
-            has a scale of the whole tensor; () where it stays alone.
+        fused: names of the tensors, itself included, that runtimes make one matrix of, in the order of its rows and
+            with one scale where a format has a scale of the whole tensor; () where it stays alone.
         input_scale: of a format's name, the number that `Exporter.input_scale` finds; None without calibration.
     """
 
@@ -50,6 +52,16 @@ class OutputTensor:
     def shape(self) -> tuple[int, ...]:
         """Shape in NumPy's order."""
         return self.source.shape
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Rows and columns that a format's blocks must divide; 0 rows where the last of them may be cut.
+
+        A runtime that makes one matrix of several lays their scales one after another, and so all but the last must
+        end where a block ends.
+        """
+        rows, columns = self.source.matrix
+        return (rows if self.name in self.fused[:-1] else 0), columns
 
 
 @dataclass(frozen=True)
@@ -133,7 +145,9 @@ class Exporter(ABC):
         alignment: tensors begin at multiples of it.
         fallbacks: whether tensors whose rows a format's block doesn't divide may have its fallback while others have
             the format: not where the container, or a runtime that it is for, knows one format in a model.
+        head_formats: format of layers -> format of the embedding and the head beside them, where it is another.
         kv_caches: names of quantized key-value caches that it has scales for.
+        hardware: what `formats` and `planned` are restricted to; "" for nothing.
     """
 
     name: str
@@ -144,7 +158,9 @@ class Exporter(ABC):
     plain_formats: tuple[str, ...] = ("F32", "F16", "BF16")
     alignment: int = 1
     fallbacks: bool = True
+    head_formats: Mapping[str, str] = MappingProxyType({})
     kv_caches: tuple[str, ...] = ()
+    hardware: str = ""
 
     @abstractmethod
     def tensors(self, checkpoint: Checkpoint) -> list[OutputTensor]:
@@ -181,13 +197,15 @@ class Exporter(ABC):
         block = self.activation_block(format_name)
         return integer_grid(8, block) if block else None
 
-    def input_scale(self, format_name: str, statistics: Statistics) -> float:
+    def input_scale(self, format_name: str, statistics: Statistics, rule: str = DEFAULT_RULE) -> float:
         """The number that the file holds for all inputs of a map, where the format has one.
+
+        `rule` is one of `algorithms.static_scales`, by which it is chosen where there is a choice.
 
         Raises:
             PlanError: it has none.
         """
-        del statistics
+        del statistics, rule
         raise PlanError(f"{format_name} has no scale of activations in {self.name}")
 
     def tied(self, tensors: Iterable[OutputTensor]) -> list[list[str]]:

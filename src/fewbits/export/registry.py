@@ -21,6 +21,8 @@ _EXPORTERS = {
     "modelopt": ("fewbits.export.modelopt", "ModelOptExporter"),
     "onnx": ("fewbits.export.onnx.exporter", "OnnxExporter"),
 }
+# Of the names of directories that converters read.
+DIRECTORY_SUFFIX = "-weights"
 # What converters read, where it can be made without the converter's packages: converted elsewhere by `fewbits export`.
 _DIRECTORIES = {
     "openvino-weights": ("fewbits.export.openvino.directory", "OpenvinoDirectory"),

@@ -23,10 +23,12 @@ SHAPE_PART = "weight_shape"
 _MANTISSA = {8: 3, 4: 1}
 # One number each, for all inputs of a map: what they are divided by, or what scales of groups are multiplied with.
 INPUT_SCALE, INPUT_GLOBAL_SCALE = "input_scale", "input_global_scale"
-# 8-bit activations: each token with a scale of its own, chosen when it is seen, or one scale for all in the file.
+# 8-bit activations: each token, or 128 numbers of it, with a scale of its own, chosen when it is seen, or one scale for
+# all in the file.
 _TOKEN: Mapping[str, Any] = {
     "num_bits": 8, "symmetric": True, "strategy": "token", "group_size": None, "dynamic": True
 }  # fmt: skip
+_GROUP: Mapping[str, Any] = {**_TOKEN, "strategy": "group", "group_size": 128}
 _STATIC: Mapping[str, Any] = {**_TOKEN, "strategy": "tensor", "dynamic": False}
 # 4-bit activations in groups; NVFP4's scales are multiplied with one for all in the file before they are rounded.
 _NVFP4: Mapping[str, Any] = {
@@ -104,6 +106,12 @@ _OTHER_SCHEMES = [
         "FP8_E4M3_CHANNEL", "float-quantized", _weights("float", 8, "channel"), {**_TOKEN, "type": "float"}
     ),
     Scheme(
+        "FP8_E4M3_BLOCK",
+        "float-quantized",
+        _weights("float", 8, "block", block_structure=[128, 128]),
+        {**_GROUP, "type": "float"},
+    ),
+    Scheme(
         "NVFP4",
         "nvfp4-pack-quantized",
         _weights("float", 4, "tensor_group", 16),
@@ -155,8 +163,8 @@ def rare(names: Iterable[str]) -> list[str]:
 
 
 # What decides the numbers; other keys say how a scale was found, or are empty.
-_DECISIVE = ("num_bits", "type", "symmetric", "strategy", "group_size")
-_MUST_BE_EMPTY = ("actorder", "block_structure", "dynamic")
+_DECISIVE = ("num_bits", "type", "symmetric", "strategy", "group_size", "block_structure")
+_MUST_BE_EMPTY = ("actorder", "dynamic")
 
 
 def scheme_described_by(weights: object, layout: object, inputs: object = None) -> Scheme | None:

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fewbits.errors import FormatError
+from fewbits.formats.block_runs import block_runs, joined
 from fewbits.formats.stored_rows import StoredRows, finite_float32
 
 if TYPE_CHECKING:
@@ -148,6 +149,8 @@ class Format(ABC, Generic[P]):
         name: how users and plans call it, e.g. ``Q4_K`` or ``INT4_G64``.
         block: columns that share parameters; K must be a multiple. 0: the whole row, whatever its length.
         group: columns of a block that share parameters of their own, a divisor of `block`; 0: there are none.
+        block_rows: neighbouring rows that share parameters, counted from the first; the last of them may be fewer.
+            Where it isn't 1, `fit` takes rows of one block of columns, from the first of a band on.
         step: columns rounded together (1 for scalar grids, 8 for lattice codebooks).
         chunk: weights that `quantize_rows` is best called with at a time.
         workspace: bytes for each of them that it holds meanwhile, its arguments and its result included.
@@ -158,6 +161,7 @@ class Format(ABC, Generic[P]):
     name: str
     block: int
     group: int = 0
+    block_rows: int = 1
     step: int = 1
     # NumPy's float32 arrays of 256 KiB stay in a core's cache, and its overhead per call is small against them. The
     # searches keep 40 such arrays at once.
@@ -253,6 +257,18 @@ class Format(ABC, Generic[P]):
         del params, groups
         return None
 
+    def over_bands(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The sum of numbers of rows [R, ...] over those that share parameters, for each of them.
+
+        What makes decisions that are taken row by row, by these numbers, the same in all rows of a band.
+        """
+        if self.block_rows == 1:
+            return values
+        starts = np.arange(0, len(values), self.block_rows)
+        sums = np.add.reduceat(values, starts, axis=0)
+        repeated: npt.NDArray[Any] = np.repeat(sums, self.block_rows, axis=0)[: len(values)]
+        return repeated
+
     @property
     def codes(self) -> range:
         """The codes in use; empty for formats whose codes can't be tried one by one."""
@@ -311,6 +327,23 @@ class Format(ABC, Generic[P]):
             )
         return block
 
+    def divides(self, rows: int, columns: int) -> bool:
+        """Whether blocks divide a matrix; 0 rows where the last band may be cut, since no rows follow it."""
+        return rows % self.block_rows == 0 and columns % (self.block or columns) == 0
+
+    def check_extent(self, rows: int, columns: int) -> None:
+        """Refuse what blocks don't divide.
+
+        Raises:
+            FormatError: they don't; arguments as those of `divides`.
+        """
+        self.block_of(columns)
+        if not self.divides(rows, columns):
+            raise FormatError(
+                f"{self.name} holds a matrix that other rows follow in the runtime's if its number of rows is a "
+                f"multiple of {self.block_rows}", found=f"{rows} rows",
+            )  # fmt: skip
+
     def bits_per_weight(self, shape: tuple[int, ...]) -> float:
         """Bits per weight of a tensor of this shape, scales included."""
         return 8 * self.nbytes(shape) / prod(shape)
@@ -356,6 +389,8 @@ def fitted(fmt: Format[Any], weight: Floats, importance: Floats | None = None) -
     blocks = weight.reshape(-1, block)
     if importance is not None:
         importance = np.broadcast_to(importance, weight.shape).reshape(-1, block)
-    params = fmt.fit(blocks, importance)
+    runs = block_runs(rows, columns // block, fmt, max(len(blocks), 1))
+    pieces = [fmt.fit(blocks[run], None if importance is None else importance[run]) for run in runs]
+    params = joined(pieces, runs, len(blocks), fmt)
     codes = fmt.round(blocks, params)
     return QTensor(fmt, (rows, columns), codes.reshape(rows, columns), params)

@@ -5,8 +5,7 @@ Names: ``FP8_{E4M3|E5M2}_{CHANNEL|TENSOR}``.
     value = FP8 number * scale
 
 Layout: compressed-tensors' ``float-quantized``. It has E4M3 only; E5M2 has the same parts with its own dtype.
-The scale is float32 because runtimes apply it to float32 sums. Blocks of 128 x 128 aren't here: `Format` has
-no parameters that several rows share.
+The scale is float32 because runtimes apply it to float32 sums. Blocks of 128 x 128: `fp8_block`.
 """
 
 from __future__ import annotations

@@ -40,9 +40,7 @@ LITERT_GROUPS = (32, 64, 128)
 
 _PRODUCTS_IN_FLOAT16 = replace(FLOAT16, rounds_products=True)
 # Numbers of both float16 (from its smallest normal one on) and bfloat16.
-_BFLOAT16_IN_FLOAT16 = ScaleType(
-    "F16", 8, 2.0**-14, FLOAT16.largest, signed=False, rounds_products=False
-)
+_BFLOAT16_IN_FLOAT16 = ScaleType("F16", 8, 2.0**-14, FLOAT16.largest, signed=False, rounds_products=False)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,9 @@
 Every runtime that reads ONNX has this operator. ONNX Runtime replaces it and the product after it by MatMulNBits when
 it loads the model, and rounds activations to 8 bits then, in blocks of 32, unless its session option
 ``session.qdq_matmulnbits_accuracy_level`` says otherwise. Source: ONNX's operator specification, DequantizeLinear.
+
+QDQ8_STATIC has the same arrays. Its graph rounds activations as well, by QuantizeLinear with one scale for all tokens,
+which calibration finds; so integers are multiplied with integers, by ONNX Runtime and by NPUs' compilers.
 """
 
 from __future__ import annotations
@@ -56,4 +59,11 @@ class QDQFormat(IntegerGrid):
         return codes, IntegerParams(scale, np.full(scale.shape, self._middle, np.uint8))
 
 
+class QDQStaticFormat(QDQFormat):
+    """The same for products of 8-bit integers."""
+
+    name = "QDQ8_STATIC"
+
+
 register(QDQFormat())
+register(QDQStaticFormat())

@@ -26,6 +26,7 @@ _MODULES = (
     "nbits",
     "qdq",
     "fp8",
+    "fp8_block",
     "nvfp4",
     "nf4",
     "bitsandbytes_int8",

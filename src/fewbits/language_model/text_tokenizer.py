@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -46,8 +47,14 @@ class TextTokenizer(Protocol):
     def pieces(self) -> Sequence[str | None]:
         """The vocabulary's strings by token id; None where an id has none."""
 
-    def chat_prompt(self, message: str | Sequence[Mapping[str, Any]]) -> str:
+    def chat_prompt(
+        self, message: str | Sequence[Mapping[str, Any]], variables: Mapping[str, Any] | None = None
+    ) -> str:
         """A user's message, or a conversation, in the model's chat markup, up to where the model's answer begins.
+
+        Args:
+            message: the message, or those of the conversation.
+            variables: what else the template is told, such as ``tools``.
 
         Raises:
             EvaluationError: the model has no chat template, or its template refuses the message.
@@ -69,16 +76,36 @@ class _ChatMarkup(ABC):
 
     _tokenizer: Any  # its chat_template: Jinja source, several of them by name, or None
 
-    def chat_prompt(self, message: str | Sequence[Mapping[str, Any]]) -> str:
+    def chat_prompt(
+        self, message: str | Sequence[Mapping[str, Any]], variables: Mapping[str, Any] | None = None
+    ) -> str:
         """See `TextTokenizer`."""
         messages = [{"role": "user", "content": message}] if isinstance(message, str) else message
-        return self._filled_in(messages, answer=True)
+        return self.filled_in(messages, variables or {}, answer=True)
 
     def conversation(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = False) -> str:
         """See `TextTokenizer`."""
-        return self._filled_in(messages, answer, same_day=True)
+        return self.filled_in(messages, {}, answer, same_day=True)
 
-    def _filled_in(self, messages: Sequence[Mapping[str, Any]], answer: bool, same_day: bool = False) -> str:
+    def filled_in(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any],
+        answer: bool,
+        *,
+        same_day: bool = False,
+    ) -> str:
+        """The chat template, filled in.
+
+        Args:
+            messages: of the conversation.
+            variables: what else the template is told.
+            answer: whether it goes up to where the model's next answer begins.
+            same_day: whether a template that asks for the date is told the same one always.
+
+        Raises:
+            EvaluationError: as for `TextTokenizer.chat_prompt`.
+        """
         template = self._tokenizer.chat_template
         if not template:
             raise EvaluationError(
@@ -86,10 +113,16 @@ class _ChatMarkup(ABC):
             )
         if same_day and isinstance(template, str):
             template = _on_the_same_day(template)
-        return self._render(template, messages, answer)
+        return self._render(template, messages, variables, answer)
 
     @abstractmethod
-    def _render(self, template: Any, messages: Sequence[Mapping[str, Any]], answer: bool) -> str:
+    def _render(
+        self,
+        template: Any,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any],
+        answer: bool,
+    ) -> str:
         """The template with these messages; with `answer` up to where the model's next answer begins."""
 
 
@@ -144,13 +177,19 @@ class HuggingFaceTokenizer(_ChatMarkup):
             strings[token] = string
         return strings
 
-    def _render(self, template: Any, messages: Sequence[Mapping[str, Any]], answer: bool) -> str:
+    def _render(
+        self,
+        template: Any,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any],
+        answer: bool,
+    ) -> str:
         from jinja2 import TemplateError
 
         try:
             text: str = self._tokenizer.apply_chat_template(
                 list(messages), tokenize=False, add_generation_prompt=answer,
-                chat_template=template if isinstance(template, str) else None,
+                chat_template=template if isinstance(template, str) else None, **variables,
             )  # fmt: skip
         except (TemplateError, TypeError, ValueError) as error:
             raise _refused_by_template(error) from error
@@ -184,12 +223,21 @@ class GgufTokenizer(_ChatMarkup):
         """See `TextTokenizer`."""
         return self._pieces
 
-    def _render(self, template: Any, messages: Sequence[Mapping[str, Any]], answer: bool) -> str:
+    def _render(
+        self,
+        template: Any,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any],
+        answer: bool,
+    ) -> str:
         end = self._tokenizer.eos_id
+        if variables.get("tools"):  # transformers' name of a second template for them
+            template = self._tokenizer.chat_templates.get("tool_use", template)
         return render_conversation(
             template,
             messages,
             answer,
+            variables,
             bos_token="" if self.bos_id is None else self._pieces[self.bos_id],
             eos_token="" if end is None else self._pieces[end],
         )
@@ -197,13 +245,24 @@ class GgufTokenizer(_ChatMarkup):
 
 def render_chat_template(template: str, message: str, **tokens: str) -> str:
     """A user's message in a chat template's markup, up to the model's answer; see `render_conversation`."""
-    return render_conversation(template, [{"role": "user", "content": message}], True, **tokens)
+    return render_conversation(template, [{"role": "user", "content": message}], True, {}, **tokens)
 
 
 def render_conversation(
-    template: str, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, **tokens: str
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    add_generation_prompt: bool,
+    variables: Mapping[str, Any],
+    **tokens: str,
 ) -> str:
     """Fill in a chat template from a model file, which may come from anyone: in Jinja's sandbox.
+
+    Args:
+        template: Jinja source.
+        messages: ``role``, ``content`` and what else the template reads of each.
+        add_generation_prompt: go on to where the next answer begins.
+        variables: what else it is told, such as ``tools``; never instead of the rest.
+        tokens: texts of special tokens, by the names that templates have for them.
 
     Raises:
         EvaluationError: the template is not valid, or refuses the message.
@@ -218,14 +277,27 @@ def render_conversation(
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
+    environment.filters["tojson"] = _json
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
     try:
-        return environment.from_string(template).render(
-            messages=list(messages), add_generation_prompt=add_generation_prompt, **tokens
-        )
+        told = {**variables, **tokens, "add_generation_prompt": add_generation_prompt}
+        return environment.from_string(template).render({**told, "messages": list(messages)})
     except (TemplateError, TypeError) as error:
         raise _refused_by_template(error) from error
+
+
+def _json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """What templates mean by tojson (transformers): JSON in the given order, without Jinja's escapes for HTML."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _on_the_same_day(template: str) -> str:

@@ -101,9 +101,9 @@ def calibrate(
 
 
 def with_input_scales(
-    tensors: Sequence[OutputTensor], calibration: Calibration, exporter: Exporter
+    tensors: Sequence[OutputTensor], calibration: Calibration, exporter: Exporter, rule: str
 ) -> list[OutputTensor]:
-    """The tensors with what finds scales of their inputs: the same for all that have the same inputs."""
+    """The tensors with what finds scales of their inputs by a rule: the same for all that have the same inputs."""
     first: dict[str, str] = {}
 
     @cache
@@ -112,11 +112,13 @@ def with_input_scales(
         stop = segment.start + len(segment.rows)
         statistics = statistics_of(calibration.material, tensor, segment, segment.start, stop)
         if statistics.largest is None:
-            return exporter.input_scale(format_name, statistics)
+            return exporter.input_scale(format_name, statistics, rule)
         # Maps that read the same have exactly the same largest inputs.
         key = f"{format_name} {hashlib.sha256(statistics.largest.tobytes()).hexdigest()}"
         other = first.setdefault(key, tensor)
-        return exporter.input_scale(format_name, statistics) if other == tensor else scale(other, format_name)
+        if other != tensor:
+            return scale(other, format_name)
+        return exporter.input_scale(format_name, statistics, rule)
 
     return [
         replace(t, input_scale=partial(scale, t.name)) if t.name in calibration.segments else t

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ TASK_WEIGHTS = 1 << 23
 # float32 arrays of a task's size that an algorithm holds at once, and of K x K.
 TASK_ARRAYS, SQUARE_ARRAYS = 8, 6
 WINDOW = 2
+# Rows of a task are a multiple of it.
+_ROWS = 32
 # Each worker runs one task; a second level of threads would only contend.
 _SINGLE = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -167,7 +170,8 @@ def _run(task: _Task) -> tuple[PartBytes, bool]:
 def _tasks(
     calibration: Calibration, tensor: OutputTensor, choice: TensorChoice, effort: str
 ) -> Iterator[_Task]:
-    step = max(32, TASK_WEIGHTS // max(tensor.shape[-1], 1) // 32 * 32)
+    together = lcm(_ROWS, get_format(choice.format).rows_together)
+    step = max(together, TASK_WEIGHTS // max(tensor.shape[-1], 1) // together * together)
     for segment in calibration.segments[tensor.name]:
         end = segment.start + len(segment.rows)
         for start in range(segment.start, end, step):
@@ -221,6 +225,6 @@ def calibrated_memory(tensors: Iterable[OutputTensor], workers: int) -> int:
     largest = 0
     for tensor in tensors:
         rows, columns = tensor.source.matrix
-        rows = min(rows, max(32, TASK_WEIGHTS // max(columns, 1)))
+        rows = min(rows, max(_ROWS, TASK_WEIGHTS // max(columns, 1)))
         largest = max(largest, 4 * (TASK_ARRAYS * rows * columns + SQUARE_ARRAYS * columns * columns))
     return workers * (BASE_MEMORY + largest)

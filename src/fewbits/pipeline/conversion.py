@@ -12,18 +12,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from fewbits.checkpoint.checkpoint import Checkpoint, LazyTensor, SizedTensor
-from fewbits.checkpoint.converted import DESCRIPTION, ConvertedTensor, Description
+from fewbits.checkpoint.checkpoint import Checkpoint, LazyTensor, SizedTensor, StoredTensor
+from fewbits.checkpoint.converted import DESCRIPTION, VECTORS, ConvertedTensor, Description
 from fewbits.checkpoint.packed import PackedTensor
 from fewbits.checkpoint.source import open_checkpoint
 from fewbits.errors import OutputError, ResumeError, VerificationError
 from fewbits.export.converter import Converter
+from fewbits.export.hugging_face.safetensors_files import Array, place_arrays
 from fewbits.operating_system import lock_file
 from fewbits.pipeline.journal import part_path, replace_folder, replaced_path
 from fewbits.planning.byte_size import format_bytes
@@ -101,7 +102,9 @@ def convert_directory(converter: Converter, directory: Path, output: Path, progr
     _require_room(quantized, output)
     with _empty_folder(output) as part:
         converter.convert(quantized, part, progress)
-        compare_weights(converter, quantized, part, progress)
+        weights = converter.weights(part)
+        compare_weights(converter, quantized, weights, progress)
+        _keep_vectors(quantized, weights, part)
         written = describe(converter, quantized, part)
         (part / DESCRIPTION).write_text(written.to_json(), encoding="utf-8")
         replace_folder(part, output)
@@ -153,13 +156,14 @@ def _empty_folder(output: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def compare_weights(converter: Converter, quantized: Checkpoint, folder: Path, progress: Progress) -> None:
+def compare_weights(
+    converter: Converter, quantized: Checkpoint, written: Mapping[str, LazyTensor], progress: Progress
+) -> None:
     """Compare what the container's weights are to its runtime with the directory's: quantized ones bit for bit.
 
     Raises:
         VerificationError: naming the first tensor that differs or is missing.
     """
-    written = converter.weights(folder)
     packed = [t for t in quantized.tensors.values() if isinstance(t, PackedTensor)]
     if missing := [t.name for t in packed if t.name not in written]:
         raise _failed(converter, missing[0], "nothing")
@@ -188,6 +192,25 @@ def _compare(converter: Converter, found: LazyTensor, meant: LazyTensor, *, exac
             converter, meant.name,
             f"{one[row, column]!r} instead of {other[row, column]!r} in row {start + row}, column {column}",
         )  # fmt: skip
+
+
+def _keep_vectors(quantized: Checkpoint, told: Mapping[str, LazyTensor], folder: Path) -> None:
+    """Write the vectors that the library's files don't tell; matrices that aren't quantized would be held twice."""
+    kept = {
+        t.name: t
+        for t in quantized.tensors.values()
+        if isinstance(t, StoredTensor) and len(t.shape) == 1 and t.name not in told
+    }
+    if not kept:
+        return
+    layout = place_arrays([[Array(t.name, t.dtype, t.shape, t.name, "")] for t in kept.values()], {})
+    ((_, file),) = layout.files.items()
+    data = bytearray(file.size)
+    data[: len(file.header)] = file.header
+    for name, parts in layout.parts.items():
+        start = parts[""].offset
+        data[start : start + kept[name].nbytes] = kept[name].raw(0, kept[name].matrix[0]).tobytes()
+    (folder / VECTORS).write_bytes(data)
 
 
 def _failed(converter: Converter, name: str, found: str) -> VerificationError:

@@ -100,8 +100,10 @@ def dry_run(
     imatrix: str | Path | None = None,
     algorithm: str | None = None,
     fold: bool = True,
-    tune: bool = False,
+    tune: bool | None = None,
     kv_cache: str | None = None,
+    hardware: str | None = None,
+    static_scale: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> DryRun:
@@ -116,8 +118,9 @@ def dry_run(
     check_target(source, output, to, force=force)
     effort = effort_or_default(effort, imatrix)
     settings = Settings(
-        to, effort, calibration, memory, threads, seed, imatrix, algorithm, fold, tune, kv_cache
-    )
+        to, effort, calibration, memory, threads, seed, imatrix, algorithm, fold, tune, kv_cache,
+        hardware, static_scale,
+    )  # fmt: skip
     goal = Goal(format, bits, size, max_kl, plan, like, tuple(pins))
     job = prepare_job(source, goal, settings, progress)
     used = check_resources(job, output, settings)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fewbits.checkpoint.dtypes import PLAIN
 from fewbits.errors import PlanError
 from fewbits.export.exporter import Exporter, OutputTensor
 from fewbits.planning.allocation import allocate, check_choices, exact_choice, refuse_fallbacks, uniform
@@ -56,6 +57,13 @@ class Goal:
     def optimised(self) -> bool:
         """Whether formats are chosen under a budget."""
         return self.size is not None or self.bits is not None or self.max_kl is not None
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is quantized, so that no model's inputs need be looked at."""
+        if self.format not in PLAIN:
+            return False
+        return all(pin.format in PLAIN for pin in parse_pins(self.pins))
 
     def describe(self, default: str) -> str:
         """The goal as it would be typed; `default` is the format where there is none."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewbits.algorithms import imatrix as weighted_rounding
 from fewbits.algorithms.registry import NONE, needs_statistics
+from fewbits.algorithms.static_scales import DEFAULT_RULE, check_rule
 from fewbits.checkpoint.checkpoint import Checkpoint
 from fewbits.checkpoint.content_hash import content_hash
 from fewbits.checkpoint.converted import read_description
@@ -20,7 +21,7 @@ from fewbits.checkpoint.source import open_checkpoint
 from fewbits.errors import FewbitsError, PlanError
 from fewbits.export.exporter import Exporter, Layout, OutputTensor
 from fewbits.export.kv_cache import check_kv_cache
-from fewbits.export.registry import get_exporter
+from fewbits.export.registry import DIRECTORY_SUFFIX, get_exporter
 from fewbits.language_model.packages import require_models_extra
 from fewbits.operating_system import usable_cores
 from fewbits.pipeline.folds import folded, folds_hash
@@ -28,6 +29,7 @@ from fewbits.pipeline.goal import FileSize, Goal, check_goal, pinned_tensors, ro
 from fewbits.pipeline.provenance import PENDING, Provenance, provenance_metadata
 from fewbits.planning.allocation import build_plan, check_choices, plain_format, tensor_nbytes, uniform
 from fewbits.planning.byte_size import parse_bytes
+from fewbits.planning.for_hardware import for_hardware, hardware_notes
 from fewbits.planning.plan import DEFAULT_ALGORITHM, Plan, TensorChoice, parse_choices, read_plan
 from fewbits.progress import Progress, Silent
 
@@ -66,8 +68,11 @@ class Settings:
             plan says.
         fold: whether the calibrated efforts may move scales of channels from norms and maps into the maps that read
             them, which makes rounding cost less and changes nothing else (but what adapters trained on it expect).
-        tune: whether scales and norms are trained once the codes are chosen, and kept if that helps; for effort best.
+        tune: whether scales and norms are trained once the codes are chosen, and kept if that helps; None: at effort
+            best.
         kv_cache: the quantized key-value cache that the output has scales for; None: none.
+        static_scale: rule of `algorithms.static_scales` for scales of activations in the file; None: the default.
+        hardware: what must compute the formats, by a name of `targets.hardware`; None: whatever the container is for.
     """
 
     to: str = "gguf"
@@ -79,8 +84,10 @@ class Settings:
     imatrix: str | Path | None = None
     algorithm: str | None = None
     fold: bool = True
-    tune: bool = False
+    tune: bool | None = None
     kv_cache: str | None = None
+    hardware: str | None = None
+    static_scale: str | None = None
 
     def __post_init__(self) -> None:
         if self.effort not in EFFORTS:
@@ -101,6 +108,12 @@ class Settings:
                 found="--effort fast",
                 allowed="balanced, best",
             )
+        if self.static_scale is not None:
+            check_rule(self.static_scale)
+            if self.effort == "fast":
+                raise FewbitsError(
+                    "--static-scale needs calibration", found="--effort fast", allowed="balanced, best"
+                )
         self._check_algorithm()
         if self.tune and self.effort not in TUNED_EFFORTS:
             raise FewbitsError(
@@ -110,6 +123,11 @@ class Settings:
             )
         if self.threads is not None and self.threads < 1:
             raise FewbitsError("--threads is out of range", found=self.threads, allowed="1 or more")
+
+    @property
+    def tunes(self) -> bool:
+        """Whether scales and norms are trained at the end."""
+        return self.effort in TUNED_EFFORTS if self.tune is None else self.tune
 
     def _check_algorithm(self) -> None:
         if self.algorithm is None:
@@ -166,6 +184,10 @@ class Job:
             *(self.calibration.warnings if self.calibration else ()),
             *(self.importance.warnings(self.plan.tensors) if self.importance else ()),
         )
+        if self.exporter.hardware:
+            container = self.exporter.name.removesuffix(DIRECTORY_SUFFIX)
+            formats = self.plan.formats()
+            own = (*hardware_notes(container, self.exporter.hardware, self.tensors, formats), *own)
         return (*self.checkpoint.warnings, *self.exporter.notes(self.checkpoint, self.plan.formats()), *own)
 
     @property
@@ -204,6 +226,11 @@ def prepare(source: str | Path, goal: Goal, settings: Settings, progress: Progre
         FewbitsError: whatever is wrong with the source, the text or their combination.
     """
     exporter = get_exporter(settings.to)
+    described = goal.describe(exporter.default_format)
+    if settings.hardware is not None:
+        container = settings.to.lower().removesuffix(DIRECTORY_SUFFIX)
+        exporter = for_hardware(exporter, container, settings.hardware, goal.format)
+        described = f"{goal.describe(exporter.default_format)} --hardware {exporter.hardware}"
     if settings.kv_cache is not None:
         check_kv_cache(exporter, settings.kv_cache)
     checkpoint = open_checkpoint(source)
@@ -212,7 +239,7 @@ def prepare(source: str | Path, goal: Goal, settings: Settings, progress: Progre
     provenance = Provenance(
         # A hub id's folder is named after its commit, which says less than the id.
         source=checkpoint.path.name if Path(source).exists() else str(source),
-        source_hash=content_hash(checkpoint), goal=goal.describe(exporter.default_format),
+        source_hash=content_hash(checkpoint), goal=described,
         effort=settings.effort, seed=settings.seed,
     )  # fmt: skip
     like: dict[str, TensorChoice] | None = None
@@ -223,7 +250,7 @@ def prepare(source: str | Path, goal: Goal, settings: Settings, progress: Progre
         fold = bool(provenance.folds) if provenance.calibration else settings.fold
         settings = replace(
             settings, effort=provenance.effort, seed=provenance.seed, fold=fold, tune=bool(provenance.tuning),
-            kv_cache=provenance.kv_cache or None,
+            kv_cache=provenance.kv_cache or None, static_scale=provenance.static_scale or None,
         )  # fmt: skip
     calibration, importance = None, None
     scales: list[OutputTensor] = []
@@ -234,8 +261,10 @@ def prepare(source: str | Path, goal: Goal, settings: Settings, progress: Progre
 
         named = _commonest(goal, like)
         calibration = calibrate(checkpoint, exporter, tensors, metadata, settings, progress, named)
-        provenance = replace(_calibrated(provenance, calibration), tuning=PENDING if settings.tune else "")
-        tensors = with_input_scales(folded(tensors, calibration.folds), calibration, exporter)
+        provenance = replace(_calibrated(provenance, calibration), tuning=PENDING if settings.tunes else "")
+        rule = settings.static_scale or DEFAULT_RULE
+        tensors = with_input_scales(folded(tensors, calibration.folds), calibration, exporter, rule)
+        provenance = replace(provenance, static_scale=settings.static_scale or "")
         if settings.kv_cache is not None:
             from fewbits.pipeline.kv_cache import cache_scale_tensors
 
@@ -279,6 +308,8 @@ def _asks_for_calibration(goal: Goal, settings: Settings, like: Mapping[str, Ten
         return False
     if settings.kv_cache is not None:
         return True
+    if goal.plain:
+        return False
     if like is None and goal.plan is not None:
         like = read_plan(goal.plan).tensors
     if settings.algorithm is not None:

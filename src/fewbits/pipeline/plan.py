@@ -32,6 +32,7 @@ def plan(
     seed: int = 0,
     algorithm: str | None = None,
     fold: bool = True,
+    hardware: str | None = None,
     progress: Progress | None = None,
 ) -> Plan:
     """The plan that `quantize` would follow for the same arguments, its size exact.
@@ -41,8 +42,9 @@ def plan(
     """
     goal = Goal(format=format, bits=bits, size=size, max_kl=max_kl, pins=tuple(pins))
     settings = Settings(
-        to, effort_or_default(effort), calibration, memory, threads, seed, algorithm=algorithm, fold=fold
-    )
+        to, effort_or_default(effort), calibration, memory, threads, seed, algorithm=algorithm, fold=fold,
+        hardware=hardware,
+    )  # fmt: skip
     progress = progress or Silent()
     job = prepare_job(source, goal, settings, progress)
     for warning in job.calibration.warnings if job.calibration else ():
@@ -62,6 +64,7 @@ def frontier(
     threads: int | None = None,
     seed: int = 0,
     fold: bool = True,
+    hardware: str | None = None,
     progress: Progress | None = None,
 ) -> list[FilePoint]:
     """For sizes from the smallest that there can be to the best, the least predicted KL divergence.
@@ -77,6 +80,7 @@ def frontier(
         threads: as for `quantize`.
         seed: of everything random.
         fold: as for `quantize`.
+        hardware: as for `quantize`.
         progress: receives what is being done.
 
     Returns:
@@ -88,7 +92,7 @@ def frontier(
     """
     if points < 2:
         raise PlanError("too few points for a frontier", found=points, allowed="2 or more")
-    settings = Settings(to, effort, calibration, memory, threads, seed, fold=fold)
+    settings = Settings(to, effort, calibration, memory, threads, seed, fold=fold, hardware=hardware)
     if effort == "fast":
         raise PlanError(
             "the frontier needs to know the model", found="effort fast", allowed="balanced, best",

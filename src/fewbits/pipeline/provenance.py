@@ -35,6 +35,7 @@ class Provenance:
         exported: name of the artifact whose numbers were taken over; empty if they were made here.
         exported_hash: sha256 over its files.
         kv_cache: the key-value cache that the artifact has scales for; empty without.
+        static_scale: the rule that was asked for to choose scales of activations; empty for the default.
         version: of fewbits.
         plan_data: the choices found in an artifact, unparsed; None before one is made.
     """
@@ -53,6 +54,7 @@ class Provenance:
     exported: str = ""
     exported_hash: str = ""
     kv_cache: str = ""
+    static_scale: str = ""
     version: str = __version__
     plan_data: Any = field(default=None, repr=False)
 
@@ -79,6 +81,7 @@ class Provenance:
                 exported=str(metadata.get("fewbits.export.name", "")),
                 exported_hash=str(metadata.get("fewbits.export.hash", "")),
                 kv_cache=str(metadata.get("fewbits.kv_cache", "")),
+                static_scale=str(metadata.get("fewbits.static_scale", "")),
                 plan_data=json.loads(metadata["fewbits.plan"]),
             )
         except (KeyError, ValueError, TypeError) as error:
@@ -114,4 +117,6 @@ def provenance_metadata(provenance: Provenance, plan: Plan) -> dict[str, Any]:
         keys["fewbits.export.hash"] = provenance.exported_hash
     if provenance.kv_cache:
         keys["fewbits.kv_cache"] = provenance.kv_cache
+    if provenance.static_scale:
+        keys["fewbits.static_scale"] = provenance.static_scale
     return keys

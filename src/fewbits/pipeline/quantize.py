@@ -121,8 +121,10 @@ def quantize(
     imatrix: str | Path | None = None,
     algorithm: str | None = None,
     fold: bool = True,
-    tune: bool = False,
+    tune: bool | None = None,
     kv_cache: str | None = None,
+    hardware: str | None = None,
+    static_scale: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> QuantizeResult:
@@ -149,8 +151,11 @@ def quantize(
         algorithm: how codes are chosen, in place of what the effort or the plan says: ``rtn``, ``hqq``, and with a
             calibrated effort ``imatrix``, ``gptq``, ``signround``.
         fold: whether scales of channels may move from norms and maps into the maps that read them (see `Settings`).
-        tune: whether effort best trains scales and norms once the codes are chosen.
+        tune: whether scales and norms are trained once the codes are chosen; None: at effort best.
         kv_cache: write scales for a quantized key-value cache as well, calibrated: ``fp8`` or ``fp8_per_head``.
+        hardware: what must compute the formats, such as ``ampere``: plans take nothing else (`fewbits targets`).
+        static_scale: how scales of activations that the file holds are chosen: ``mse``, ``absmax``, ``percentile:P`` or
+            ``held-out``, for formats that have them.
         force: replace an existing output, and discard interrupted work of another job.
         progress: receives what is being done.
 
@@ -164,8 +169,9 @@ def quantize(
     check_target(source, output, to, force=force)
     effort = effort_or_default(effort, imatrix)
     settings = Settings(
-        to, effort, calibration, memory, threads, seed, imatrix, algorithm, fold, tune, kv_cache
-    )
+        to, effort, calibration, memory, threads, seed, imatrix, algorithm, fold, tune, kv_cache,
+        hardware, static_scale,
+    )  # fmt: skip
     goal = Goal(format, bits, size, max_kl, plan, like, tuple(pins))
     job = prepare_job(source, goal, settings, progress)
     for warning in job.warnings:

@@ -29,8 +29,8 @@ from fewbits.tuning.student import Place, Student, Tuned
 # By effort; efforts that aren't named don't tune.
 SCHEDULES = {"best": Schedule()}
 
-# Bytes for each weight: itself, its gradient, its code.
-_WEIGHT = 9
+# Bytes for each weight: itself and its code. Gradients live for one matrix at a time.
+_WEIGHT, _GRADIENT = 5, 4
 # float32 numbers that a linear map's input and output leave for the way back, each.
 _KEPT = 2
 # Arrays of as many logits as are made at once.
@@ -48,6 +48,8 @@ def trained_numbers(
         EvaluationError: transformers can't build one of the models.
     """
     schedule = SCHEDULES[job.provenance.effort]
+    if not any(len(tensor.shape) > 1 for tensor, _ in tunable(job)):
+        return TunedNumbers(TuningResult(False, note="no matrix has fewer than 8 bits"))
     if (need := tuning_memory(job, tokens)) > settings.memory_bytes:
         note = f"takes {format_bytes(need)} of memory"
         progress.message(f"the numbers aren't tuned: it {note}; allow it with --memory")
@@ -59,8 +61,10 @@ def trained_numbers(
 def _trained(
     job: Job, tokens: CalibrationTokens, journal: Journal, schedule: Schedule, progress: Progress
 ) -> TunedNumbers:
-    ids, held_out = torch.from_numpy(tokens.training), torch.from_numpy(tokens.blocks[-tokens.held_out :])
-    work = ids.numel() * (1 + schedule.passes) + 3 * held_out.numel()
+    used, checked = _used(tokens, schedule)
+    ids, held_out = torch.from_numpy(tokens.training[:used]), torch.from_numpy(tokens.blocks[-checked:])
+    seen = schedule.steps(used) * min(schedule.batch, used) * ids.shape[1]
+    work = ids.numel() + seen + 3 * held_out.numel()
     progress.stage("tuning", work, "tokens")
     teacher = Teacher(Predictor(model_of(job.checkpoint)), torch.cat([ids, held_out]), progress.advance)
     model = model_of(open_checkpoint(part_path(journal.output)))
@@ -73,6 +77,12 @@ def _trained(
     after = divergence(student, teacher, held_out, len(ids), progress.advance)
     result = TuningResult(after < before, before, after)
     return replace(found, result=result) if result.kept else TunedNumbers(result)
+
+
+def _used(tokens: CalibrationTokens, schedule: Schedule) -> tuple[int, int]:
+    """Sequences to train on and to check on."""
+    training = len(tokens.training)
+    return min(training, schedule.steps(training) * schedule.batch), min(tokens.held_out, schedule.checked)
 
 
 def _tuned_tensors(job: Job, journal: Journal, model: nn.Module) -> dict[str, Tuned]:
@@ -124,11 +134,12 @@ def _rounded(job: Job, student: Student) -> TunedNumbers:
 
 def tuning_memory(job: Job, tokens: CalibrationTokens) -> int:
     """Bytes resident at the peak, at most."""
+    sequences = sum(_used(tokens, SCHEDULES[job.provenance.effort]))
     weights = sum(prod(t.shape) for t in job.tensors)
     maps = [t for t in job.tensors if len(t.shape) > 1]
     embedding = max(maps, key=lambda t: prod(t.shape))
     length: int = tokens.blocks.shape[1]
     kept = sum(length * (t.shape[-1] + t.shape[-2]) for t in maps if t.block is not None)
-    hidden = tokens.blocks.size * embedding.shape[-1]
+    hidden = sequences * length * embedding.shape[-1]
     numbers: int = _KEPT * kept + hidden + _LOGIT_ARRAYS * LOGITS + prod(embedding.shape)
-    return _BASE + _WEIGHT * weights + 4 * numbers
+    return _BASE + _WEIGHT * weights + _GRADIENT * prod(embedding.shape) + 4 * numbers

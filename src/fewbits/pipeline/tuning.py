@@ -33,6 +33,8 @@ from fewbits.tuning.parameters import MatrixParameters
 
 # Names of arrays in the file: the result as JSON, vectors by name; coefficients have a number before theirs.
 _OUTCOME, _VECTOR = "outcome", "vector"
+# Bits of a weight that aren't tuned.
+_WHOLE_BYTE = 8
 
 
 @dataclass(frozen=True)
@@ -137,10 +139,14 @@ def read_matrix(
 
 
 def tunable(job: Job) -> Iterator[tuple[OutputTensor, str]]:
-    """Tensors that may be tuned, with their formats: quantized matrices and plain vectors."""
+    """Tensors that may be tuned, with their formats: matrices in fewer than 8 bits, and plain vectors.
+
+    At 8 bits there is nothing to win, and runtimes that round inputs as well may have static scales for them.
+    """
     for tensor in job.tensors:
         name = job.plan.tensors[tensor.name].format
-        if (len(tensor.shape) == 1) if name in PLAIN else (len(tensor.shape) > 1):
+        vector = len(tensor.shape) == 1
+        if vector if name in PLAIN else (not vector and get_format(name).bits < _WHOLE_BYTE):
             yield tensor, name
 
 

@@ -15,6 +15,7 @@ from math import prod
 
 import numpy as np
 
+from fewbits.algorithms import rtn
 from fewbits.algorithms.registry import NONE, algorithm_names
 from fewbits.checkpoint.checkpoint import StoredTensor
 from fewbits.errors import BudgetError, FormatError, PlanError
@@ -39,8 +40,13 @@ def exact_choice(name: str, exporter: Exporter) -> TensorChoice:
     return TensorChoice(name, NONE if name in exporter.plain_formats else DEFAULT_ALGORITHM)
 
 
-def resolve(name: str, lengths: Collection[int], plain: Collection[str]) -> str:
-    """The format for rows of these lengths: `name`, or the first of its fallbacks whose block divides them all.
+def resolve(name: str, extents: Collection[tuple[int, int]], plain: Collection[str]) -> str:
+    """The format for matrices of these extents: `name`, or the first of its fallbacks whose blocks divide them all.
+
+    Args:
+        name: of the format that was asked for.
+        extents: see `OutputTensor.extent`.
+        plain: dtypes, which hold everything.
 
     Raises:
         FormatError: neither the format nor any fallback holds such rows.
@@ -48,11 +54,11 @@ def resolve(name: str, lengths: Collection[int], plain: Collection[str]) -> str:
     asked = name
     while name not in plain:
         fmt = get_format(name)
-        if not fmt.block or all(columns % fmt.block == 0 for columns in lengths):
+        if all(fmt.divides(*extent) for extent in extents):
             return fmt.name
         if fmt.fallback is None:
             raise FormatError(
-                f"{asked} can't hold rows of {', '.join(map(str, sorted(lengths)))}",
+                f"{asked} can't hold rows of {', '.join(map(str, sorted({n for _, n in extents})))}",
                 found=f"block {fmt.block}, and no fallback",
                 action="Choose another format or pin this tensor in a plan",
             )
@@ -61,39 +67,40 @@ def resolve(name: str, lengths: Collection[int], plain: Collection[str]) -> str:
 
 
 def choose(
-    tensor: OutputTensor, name: str, exporter: Exporter, lengths: Collection[int] = ()
+    tensor: OutputTensor, name: str, exporter: Exporter, extents: Collection[tuple[int, int]] = ()
 ) -> TensorChoice:
     """`name` or its fallback for this tensor; floating point for tensors that aren't quantized.
 
-    `lengths` are those of the rows of tensors that share its format.
+    `extents` are those of the tensors that share its format.
     """
     if not tensor.quantizable:
         return plain_format(tensor)
     if name in exporter.plain_formats:
         return exact_choice(name, exporter)
     name = get_format(name).name
-    actual = resolve(name, lengths or (tensor.shape[-1],), exporter.plain_formats)
+    actual = resolve(name, extents or (tensor.extent,), exporter.plain_formats)
     return replace(exact_choice(actual, exporter), requested=name if actual != name else None)
 
 
 def uniform(
     tensors: Sequence[OutputTensor], exporter: Exporter, linear: str, head: str | None = None
 ) -> dict[str, TensorChoice]:
-    """`linear` for every linear layer and `head` (default: the same) for the embedding and the head.
+    """`linear` for every linear layer and `head` (default: the exporter's, or the same) for the embedding and the head.
 
     Where a block doesn't divide the rows, the fallback is one for all tensors that must share a format, and in
     containers without `fallbacks` for all tensors.
     """
-    asked = {t.name: (head or linear) if t.role in _HEAD_ROLES else linear for t in tensors}
-    lengths: dict[str, set[int]] = {t.name: {t.shape[-1]} for t in tensors if t.quantizable}
+    head = head or exporter.head_formats.get(linear.upper(), linear)
+    asked = {t.name: head if t.role in _HEAD_ROLES else linear for t in tensors}
+    extents = {t.name: {t.extent} for t in tensors if t.quantizable}
     if exporter.fallbacks:
         groups = exporter.tied(tensors)
     else:
-        groups = [[name for name in lengths if asked[name] == fmt] for fmt in dict.fromkeys(asked.values())]
+        groups = [[name for name in extents if asked[name] == fmt] for fmt in dict.fromkeys(asked.values())]
     for group in groups:
-        shared = set[int]().union(*(lengths[name] for name in group))
-        lengths.update(dict.fromkeys(group, shared))
-    return {t.name: choose(t, asked[t.name], exporter, lengths.get(t.name, ())) for t in tensors}
+        shared = set[tuple[int, int]]().union(*(extents[name] for name in group))
+        extents.update(dict.fromkeys(group, shared))
+    return {t.name: choose(t, asked[t.name], exporter, extents.get(t.name, ())) for t in tensors}
 
 
 def refuse_fallbacks(choices: Mapping[str, TensorChoice], exporter: Exporter) -> None:
@@ -129,12 +136,9 @@ def gaussian_error(name: str) -> float:
     """Mean squared error of a format on unit Gaussian numbers (seed 0), by running it."""
     if name in ("F32", "F16", "BF16"):
         return {"F32": 0.0, "F16": 2.0**-24, "BF16": 2.0**-18}[name]
-    fmt = get_format(name)
     weight = np.random.default_rng(0).standard_normal((64, 512), dtype=np.float32)
-    blocks = weight.reshape(-1, fmt.block_of(512))
-    fmt = fmt.prepare([weight])
-    params = fmt.fit(blocks)
-    return float(np.mean((fmt.decode(fmt.round(blocks, params), params) - blocks) ** 2))
+    rounded = rtn.quantize(weight, get_format(name).prepare([weight]))
+    return float(np.mean((rounded.dequantize() - weight) ** 2))
 
 
 def predicted_error(tensors: Sequence[OutputTensor], choices: Mapping[str, TensorChoice]) -> float:
@@ -237,8 +241,11 @@ def check_choices(
             continue
         plain = choice.format in exporter.plain_formats
         if not plain and get_format(choice.format).name not in exporter.formats:
+            where = (
+                f"{exporter.hardware} doesn't compute" if exporter.hardware else f"{exporter.name} can't hold"
+            )
             raise PlanError(
-                f"{exporter.name} can't hold {tensor.name} as the plan says", found=choice.format,
+                f"{where} {tensor.name} as the plan says", found=choice.format,
                 allowed=", ".join((*exporter.formats, *exporter.plain_formats)),
             )  # fmt: skip
         if not plain and not tensor.quantizable:
@@ -252,7 +259,7 @@ def check_choices(
                 allowed=", ".join(algorithm_names()),
             )  # fmt: skip
         if not plain:
-            get_format(choice.format).block_of(tensor.shape[-1])
+            get_format(choice.format).check_extent(*tensor.extent)
         checked[tensor.name] = TensorChoice(
             choice.format, "none" if plain else choice.algorithm, choice.requested
         )

@@ -11,18 +11,15 @@ from fewbits.planning.allocation import gaussian_error, tensor_nbytes
 from fewbits.planning.knapsack import Option
 
 
-def fits(name: str, columns: int, plain: Collection[str]) -> bool:
-    """Whether rows of this length can be held in this very format, without its fallback."""
-    if name in plain:
-        return True
-    block = get_format(name).block
-    return not block or columns % block == 0
+def fits(name: str, extent: tuple[int, int], plain: Collection[str]) -> bool:
+    """Whether a matrix of such an `OutputTensor.extent` can be held in this very format, without its fallback."""
+    return name in plain or get_format(name).divides(*extent)
 
 
 def holds(tensor: OutputTensor, name: str, exporter: Exporter) -> bool:
     """Whether a tensor can be stored in this very format or plain dtype in this container."""
     allowed = name in exporter.formats or name in exporter.plain_formats
-    return tensor.quantizable and allowed and fits(name, tensor.shape[-1], exporter.plain_formats)
+    return tensor.quantizable and allowed and fits(name, tensor.extent, exporter.plain_formats)
 
 
 def useful_formats(tensor: OutputTensor, exporter: Exporter) -> list[str]:

@@ -23,6 +23,8 @@ from fewbits.progress import Progress
 
 CHUNK_ELEMENTS = 1 << 18
 _NAMED = 3
+# A multiple of the rows that any format packs together.
+_ROWS_TOGETHER = 128
 # Formats that are tried on all rows, of those that hold the first: the smallest. Symmetric ones, which some rows of a
 # tensor may fit by chance, come before those with zero points, hence more than one or two.
 _KEPT = 6
@@ -94,8 +96,7 @@ def _numbers(candidates: Candidates) -> Iterator[tuple[Numbers, tuple[int, int]]
     """Of all rows, chunk by chunk; ends where no candidate is left."""
     source = candidates.tensor.source
     rows, columns = source.matrix
-    # Rows that any format packs together.
-    step = max(32, CHUNK_ELEMENTS // columns // 32 * 32)
+    step = max(_ROWS_TOGETHER, CHUNK_ELEMENTS // columns // _ROWS_TOGETHER * _ROWS_TOGETHER)
     for start in range(0, rows, step):
         stop = min(start + step, rows)
         try:

@@ -66,7 +66,8 @@ def _load(model: str) -> Any:
 
     dtype = torch.bfloat16 if arithmetic(model) == "bfloat16" else torch.float32
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
-    if getattr(loaded, "hf_quantizer", None) is None:
+    # It forgets the quantization of what the config tells it to unpack while loading.
+    if getattr(loaded, "hf_quantizer", None) is None and not _description(model).get("dequantize"):
         raise RuntimeError("transformers loaded it as a model that isn't quantized")
     if _description(model).get("quant_method") == "bitsandbytes":
         _to_float32(loaded)

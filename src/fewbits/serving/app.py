@@ -13,25 +13,30 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fewbits.errors import RequestError
 from fewbits.serving.body import read_body
+from fewbits.serving.delivery import failure_body
+from fewbits.serving.metrics import CONTENT_TYPE, Metrics
 from fewbits.serving.requests import chat_request, parse_json, text_request
 from fewbits.serving.responses import error_body, request_error_body
 from fewbits.serving.scheduler import QueueFullError, ShuttingDownError
-from fewbits.serving.service import Service, failure_body
+from fewbits.serving.service import Service
 
 _CLIENT_LEFT = 499  # nobody reads it
 _RETRY_SHUTDOWN = 10  # seconds, for a new server to be there
 _OPEN_PATHS = frozenset(("/health",))
+# Others are counted together: anyone may ask for any path.
+_COUNTED_PATHS = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics"))
 
 
-def make_app(service: Service, *, api_key: str | None, body_limit: int) -> Starlette:
+def make_app(service: Service, metrics: Metrics, *, api_key: str | None, body_limit: int) -> Starlette:
     """The application.
 
     Args:
         service: what answers.
+        metrics: told of every answer's status, and shown at /metrics.
         api_key: asked for in ``Authorization: Bearer …`` everywhere but /health; None: not asked for.
         body_limit: bytes of a request's body at most.
     """
@@ -68,15 +73,22 @@ def make_app(service: Service, *, api_key: str | None, body_limit: int) -> Starl
             return JSONResponse({"status": "shutting down", **body}, 503)
         return JSONResponse({"status": "ok", **body})
 
+    async def counted(request: Request) -> Response:
+        del request
+        return Response(metrics.text(service.scheduler.load()), media_type=CONTENT_TYPE)
+
+    routes = [
+        Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/v1/completions", text, methods=["POST"]),
+        Route("/v1/models", models),
+        Route("/v1/models/{name:path}", models),
+        Route("/health", health),
+        Route("/metrics", counted),
+    ]
+    key_required = [Middleware(_KeyRequired, api_key=api_key)] if api_key else []
     return Starlette(
-        routes=[
-            Route("/v1/chat/completions", chat, methods=["POST"]),
-            Route("/v1/completions", text, methods=["POST"]),
-            Route("/v1/models", models),
-            Route("/v1/models/{name:path}", models),
-            Route("/health", health),
-        ],
-        middleware=[Middleware(_KeyRequired, api_key=api_key)] if api_key else [],
+        routes=routes,
+        middleware=[Middleware(_Counted, metrics=metrics), *key_required],
         exception_handlers={
             RequestError: _refused,
             QueueFullError: _queue_full,
@@ -86,6 +98,23 @@ def make_app(service: Service, *, api_key: str | None, body_limit: int) -> Starl
             Exception: _failed,
         },
     )
+
+
+class _Counted:
+    """Counts answers by their status."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                path = scope["path"] if scope["path"] in _COUNTED_PATHS else "other"
+                self._metrics.answered(path, message["status"])
+            await send(message)
+
+        await self._app(scope, receive, noted if scope["type"] == "http" else send)
 
 
 class _KeyRequired:

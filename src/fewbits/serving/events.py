@@ -6,12 +6,17 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any, TypeAlias
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from fewbits.serving.completion import Completion, Event, Failed, Finished, FinishReason, Piece, TokenLogprob
+from fewbits.serving.responses import usage
 from fewbits.serving.scheduler import Scheduler
+
+_Queue: TypeAlias = asyncio.Queue[tuple[int, Event]]
 
 
 @dataclass
@@ -28,24 +33,67 @@ class Written:
         return "".join(self.texts)
 
 
+class Mailbox:
+    """Events on their way to the event loop, which is woken once for all that have gathered meanwhile."""
+
+    def __init__(self) -> None:
+        """Made in the event loop's thread."""
+        self._loop = asyncio.get_running_loop()
+        self._lock = Lock()
+        self._sent: list[tuple[_Queue, int, Event]] = []
+
+    def send(self, queue: _Queue, index: int, event: Event) -> None:
+        """Put an event into a queue; from any thread."""
+        with self._lock:
+            self._sent.append((queue, index, event))
+            first = len(self._sent) == 1
+        if first:
+            with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+                self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        with self._lock:
+            sent, self._sent = self._sent, []
+        for queue, index, event in sent:
+            queue.put_nowait((index, event))
+
+
 class RunningRequest:
     """The completions of one request, seen from the event loop."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, mailbox: Mailbox, choices: int, *, stream: bool) -> None:
+        """Nothing is queued yet.
+
+        Args:
+            scheduler: what runs completions.
+            mailbox: by which events come.
+            choices: completions of each prompt.
+            stream: whether pieces are told as they come, rather than all in the end.
+        """
         self.completions: list[Completion] = []
-        self.finished: list[Finished] = []
         self._scheduler = scheduler
-        self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._mailbox = mailbox
+        self._choices = choices
+        self._stream = stream
+        self._finished: dict[int, Finished] = {}
+        self._queue: _Queue = asyncio.Queue()
+        self._written: dict[int, Written] = {}
 
     def receiver(self, index: int) -> Callable[[Event], None]:
         """What the completion of this index calls with its events, from any thread."""
+        written = self._written[index] = Written()
 
-        def put(event: Event) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
-                self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, event))
+        def send(event: Event) -> None:
+            self._mailbox.send(self._queue, index, event)
 
-        return put
+        def keep(event: Event) -> None:
+            if isinstance(event, Piece):
+                written.texts.append(event.text)
+                written.logprobs += event.logprobs
+            else:
+                send(event)
+
+        return send if self._stream else keep
 
     def start(self, completions: Sequence[Completion]) -> None:
         """Queue the completions.
@@ -63,24 +111,24 @@ class RunningRequest:
         Raises:
             Exception: what made one of them fail.
         """
-        while len(self.finished) < len(self.completions):
+        while len(self._finished) < len(self.completions):
             index, event = await self._queue.get()
             if isinstance(event, Failed):
                 raise event.error
             if isinstance(event, Finished):
-                self.finished.append(event)
+                self._finished[index] = event
             yield index, event
 
     async def all(self) -> list[Written]:
-        """What comes of the completions in the end."""
-        answers = [Written() for _ in self.completions]
+        """What has come of the completions, when all are finished; for what isn't streamed."""
         async for index, event in self.events():
             if isinstance(event, Finished):
-                answers[index].reason = event.reason
-            else:
-                answers[index].texts.append(event.text)
-                answers[index].logprobs += event.logprobs
-        return answers
+                self._written[index].reason = event.reason
+        return [self._written[index] for index in range(len(self.completions))]
+
+    def usage(self) -> dict[str, Any]:
+        """What the completions have used, in OpenAI's shape."""
+        return usage(self._finished, self._choices)
 
     def stop(self) -> None:
         """Leave the scheduler, whether finished or not."""

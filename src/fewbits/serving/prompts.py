@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from fewbits.checkpoint.gguf_tokenizer import GgufTokenizer
 from fewbits.errors import EvaluationError, RequestError
 from fewbits.language_model import text_tokenizer
+from fewbits.serving.call_markup import CallMarkup, call_markup
+from fewbits.serving.messages import Message
 
 
 class PromptReader:
@@ -16,11 +19,15 @@ class PromptReader:
     def __init__(self, tokenizer: GgufTokenizer, metadata: Mapping[str, Any], vocabulary: int) -> None:
         """A reader for one model: its tokenizer, its file's metadata, and how many tokens there are."""
         self._tokenizer = tokenizer
-        self._markup = text_tokenizer.GgufTokenizer(metadata, tokenizer)
+        self._template = text_tokenizer.GgufTokenizer(metadata, tokenizer)
         self._vocabulary = vocabulary
 
-    def conversation(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def conversation(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> list[int]:
         """Token ids of a conversation in the model's chat markup, up to where the next answer begins.
+
+        Args:
+            messages: see `read_messages`.
+            variables: what else the template is told.
 
         Raises:
             RequestError: the model has no chat template, or its template refuses these messages.
@@ -30,10 +37,19 @@ class PromptReader:
                 "the model has no chat template", action="Use /v1/completions", param="messages"
             )
         try:
-            text = self._markup.chat_prompt(messages)
+            text = self._template.chat_prompt(messages, variables)
         except EvaluationError as error:
             raise RequestError(error.what, found=error.found, param="messages") from error
         return _not_empty(self._tokenizer.encode_prompt(text), "messages")
+
+    @cached_property
+    def call_markup(self) -> CallMarkup | None:
+        """How the model writes calls of tools; None if its template doesn't tell."""
+        if not self._tokenizer.chat_template:
+            return None
+        ends = [self._tokenizer.tokenizer.id_to_token(token) for token in self._tokenizer.eos_ids]
+        added = self._tokenizer.added_tokens
+        return call_markup(self._template.filled_in, [end for end in ends if end], added)
 
     def prompt(self, prompt: str | Sequence[int]) -> list[int]:
         """Token ids of a text, in which names of control tokens count as those, or of ids taken as they are.

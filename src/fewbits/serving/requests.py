@@ -9,40 +9,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 from fewbits.engine.sampling import Sampling
 from fewbits.errors import RequestError
+from fewbits.serving.fields import Fields, encodable, is_number, kind, refused, wrong
+from fewbits.serving.messages import Message, read_messages
+from fewbits.serving.token_choice import Adjustments
+from fewbits.serving.tools import Tools, read_tools
 
 _MAX_STOPS = 16
+_MAX_CHOICES = 128
 _MAX_TOP_LOGPROBS = 20
+_MAX_BIASES = 1024
 _COMPLETION_TOKENS = 16  # OpenAI's default where there is no end of an answer
-# Told by clients to a service with accounts; nothing here depends on them.
-_IGNORED = frozenset(
-    (
-        "user",
-        "metadata",
-        "store",
-        "service_tier",
-        "safety_identifier",
-        "prompt_cache_key",
-        "parallel_tool_calls",
-    )
-)
-# Not served, but harmless at the values that mean "not".
-_ONLY: Mapping[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "echo": (False,),
-    "suffix": ("",),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-}
 _SHARED = frozenset(
     (
         *(
@@ -56,15 +36,15 @@ _SHARED = frozenset(
             "seed",
             "stop",
         ),
-        *("stream", "stream_options", "logprobs", "n"),
+        *("stream", "stream_options", "logprobs", "n", "response_format"),
         *("frequency_penalty", "presence_penalty", "logit_bias"),
     )
 )
 _CHAT = _SHARED | {
-    *("messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice", "response_format"),
+    *("messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls"),
+    *("modalities", "chat_template_kwargs"),
 }
 _TEXT = _SHARED | {"prompt", "best_of", "echo", "suffix"}
-_ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
@@ -77,31 +57,45 @@ class Parameters:
         stop: strings that end the answer, none of them empty.
         include_usage: tell how many tokens were used when streaming, too.
         top_logprobs: likely tokens told with each token; None: no logprobs.
+        choices: answers to each prompt.
+        schema: JSON schema that an answer must follow; None: any text.
     """
 
     model: str
     max_tokens: int | None
     sampling: Sampling
+    adjustments: Adjustments
     stop: tuple[str, ...]
     stream: bool
     include_usage: bool
     top_logprobs: int | None
+    choices: int
+    schema: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A request for the next message of a conversation: ``role`` and ``content`` (text) of each before it."""
+    """A request for the next message of a conversation.
 
-    messages: tuple[Mapping[str, str], ...]
+    Attributes:
+        messages: see `read_messages`.
+        tools: that may be called; None: none.
+        template_variables: for the chat template, besides what it is always given.
+    """
+
+    messages: tuple[Message, ...]
     parameters: Parameters
+    tools: Tools | None
+    template_variables: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class TextRequest:
-    """A request to continue one or more prompts, each text or token ids."""
+    """A request to continue one or more prompts, each text or token ids; `echo`: tell them before their answers."""
 
     prompts: tuple[str | tuple[int, ...], ...]
     parameters: Parameters
+    echo: bool
 
 
 def parse_json(body: bytes) -> Mapping[str, Any]:
@@ -116,7 +110,7 @@ def parse_json(body: bytes) -> Mapping[str, Any]:
         reason = str(error) if isinstance(error, json.JSONDecodeError) else type(error).__name__
         raise RequestError("the body is not JSON", found=reason, allowed="a JSON object in UTF-8") from None
     if not isinstance(value, dict):
-        raise RequestError("the body is not an object", found=_kind(value), allowed="a JSON object")
+        raise RequestError("the body is not an object", found=kind(value), allowed="a JSON object")
     return value
 
 
@@ -126,19 +120,20 @@ def chat_request(body: Mapping[str, Any]) -> ChatRequest:
     Raises:
         RequestError: something in it can't be served; the message names it and what is allowed.
     """
-    fields = _Fields(body, _CHAT)
-    listed = fields.get("messages")
-    if not isinstance(listed, list) or not listed:
-        raise _wrong("messages", listed, "a list of one message or more")
-    messages = tuple(_message(f"messages[{i}]", message) for i, message in enumerate(listed))
+    fields = Fields(body, _CHAT)
+    messages = read_messages(fields.get("messages"))
+    fields.only("modalities", ["text"])
     top: int | None = None
     if fields.boolean("logprobs", False):
         top = fields.integer("top_logprobs", 0, 0, _MAX_TOP_LOGPROBS)
     elif fields.integer("top_logprobs", 0, 0, _MAX_TOP_LOGPROBS):
-        raise _refused("top_logprobs", "no logprobs", "with logprobs true")
+        raise refused("top_logprobs", "no logprobs", "with logprobs true")
     limit = fields.optional_integer("max_completion_tokens", 1)
     limit = fields.optional_integer("max_tokens", 1) if limit is None else limit
-    return ChatRequest(messages, _parameters(fields, limit, top))
+    variables = fields.get("chat_template_kwargs") or {}
+    if not isinstance(variables, dict):
+        raise refused("chat_template_kwargs", kind(variables), "an object")
+    return ChatRequest(messages, _parameters(fields, limit, top), read_tools(fields), variables)
 
 
 def text_request(body: Mapping[str, Any]) -> TextRequest:
@@ -147,21 +142,27 @@ def text_request(body: Mapping[str, Any]) -> TextRequest:
     Raises:
         RequestError: as for `chat_request`.
     """
-    fields = _Fields(body, _TEXT)
+    fields = Fields(body, _TEXT)
     top = fields.optional_integer("logprobs", 0, _MAX_TOP_LOGPROBS)
-    limit = fields.integer("max_tokens", _COMPLETION_TOKENS, 1)
-    return TextRequest(_prompts(fields.get("prompt")), _parameters(fields, limit, top))
+    echo = fields.boolean("echo", False)
+    limit = fields.integer("max_tokens", _COMPLETION_TOKENS, 0 if echo else 1)
+    fields.only("suffix", "")
+    parameters = _parameters(fields, limit, top)
+    best_of = fields.integer("best_of", parameters.choices, 1)
+    if best_of != parameters.choices:
+        raise wrong("best_of", best_of, f"as many as n, {parameters.choices}")
+    return TextRequest(_prompts(fields.get("prompt")), parameters, echo)
 
 
-def _parameters(fields: _Fields, max_tokens: int | None, top_logprobs: int | None) -> Parameters:
+def _parameters(fields: Fields, max_tokens: int | None, top_logprobs: int | None) -> Parameters:
     model = fields.get("model")
     if not isinstance(model, str):
-        raise _wrong("model", model, "the name of a model that /v1/models lists")
+        raise wrong("model", model, "the name of a model that /v1/models lists")
     stream = fields.boolean("stream", False)
     options = fields.get("stream_options")
     if options is not None and not (stream and isinstance(options, dict)):
-        raise _wrong("stream_options", options, "an object, with stream true")
-    option_fields = _Fields(
+        raise wrong("stream_options", options, "an object, with stream true")
+    option_fields = Fields(
         options or {}, frozenset(("include_usage", "include_obfuscation")), "stream_options."
     )
     seed = fields.optional_integer("seed", -(1 << 63), (1 << 63) - 1)
@@ -178,140 +179,76 @@ def _parameters(fields: _Fields, max_tokens: int | None, top_logprobs: int | Non
         model=model,
         max_tokens=max_tokens,
         sampling=sampling,
+        adjustments=Adjustments(
+            frequency_penalty=fields.number("frequency_penalty", 0.0, -2.0, 2.0),
+            presence_penalty=fields.number("presence_penalty", 0.0, -2.0, 2.0),
+            bias=_biases(fields.get("logit_bias")),
+        ),
         stop=_stops(fields.get("stop")),
         stream=stream,
         include_usage=option_fields.boolean("include_usage", False),
         top_logprobs=top_logprobs,
+        choices=fields.integer("n", 1, 1, _MAX_CHOICES),
+        schema=_schema(fields.get("response_format")),
     )
 
 
-class _Fields:
-    """The fields of an object, each checked as it is read; null is the same as absent."""
+def _biases(biases: object) -> Mapping[int, float]:
+    """By token; that the model has it is checked where the model is known."""
+    allowed = f"an object of up to {_MAX_BIASES} token ids with numbers from -100 to 100"
+    if biases is None:
+        return {}
+    if not isinstance(biases, dict) or len(biases) > _MAX_BIASES:
+        raise refused("logit_bias", kind(biases), allowed)
+    for token, bias in biases.items():
+        # The limit of digits keeps int() away from what isn't a token anyway.
+        if not (token.isdecimal() and token.isascii() and len(token) < 10):
+            raise wrong("logit_bias", token, allowed)
+        if not is_number(bias, (int, float)) or not -100 <= bias <= 100:
+            raise wrong(f"logit_bias.{token}", bias, allowed)
+    return {int(token): float(bias) for token, bias in biases.items()}
 
-    def __init__(self, body: Mapping[str, Any], known: frozenset[str], prefix: str = "") -> None:
-        self._body = body
-        self._prefix = prefix
-        for name, value in body.items():
-            if name not in known | _IGNORED:
-                raise RequestError(
-                    f"the parameter {prefix}{name} is not known",
-                    allowed=", ".join(sorted(known)),
-                    code="unknown_parameter",
-                    param=f"{prefix}{name}",
-                )
-            if value is not None and name in _ONLY and not any(value == usual for usual in _ONLY[name]):
-                raise _wrong(f"{prefix}{name}", value, " or ".join(map(json.dumps, _ONLY[name])))
 
-    def get(self, name: str) -> Any:
-        return self._body.get(name)
-
-    def boolean(self, name: str, default: bool) -> bool:
-        value = self.get(name)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise _wrong(self._prefix + name, value, "true or false")
-        return value
-
-    def number(self, name: str, default: float, least: float, most: float) -> float:
-        value = self.get(name)
-        if value is None:
-            return default
-        if not _is(value, (int, float)) or not isfinite(value) or not least <= value <= most:
-            raise _wrong(self._prefix + name, value, f"{least:g} to {most:g}")
-        return float(value)
-
-    def integer(self, name: str, default: int, least: int, most: int | None = None) -> int:
-        value = self.optional_integer(name, least, most)
-        return default if value is None else value
-
-    def optional_integer(self, name: str, least: int, most: int | None = None) -> int | None:
-        value = self.get(name)
-        if value is None:
+def _schema(form: object) -> Mapping[str, Any] | None:
+    """The JSON schema that a response_format stands for."""
+    if form is None:
+        return None
+    allowed = 'an object of type text, json_object or json_schema, the last with json_schema {"schema": …}'
+    if not isinstance(form, dict):
+        raise refused("response_format", kind(form), allowed)
+    match form.get("type"):
+        case "text":
             return None
-        if not _is(value, int) or value < least or (most is not None and value > most):
-            allowed = (
-                f"an integer of {least} or more" if most is None else f"an integer from {least} to {most}"
-            )
-            raise _wrong(self._prefix + name, value, allowed)
-        return int(value)
-
-
-def _message(param: str, message: object) -> Mapping[str, str]:
-    if not isinstance(message, dict):
-        raise _refused(param, _kind(message), "an object with role and content")
-    role = message.get("role")
-    if role not in _ROLES:
-        raise _wrong(f"{param}.role", role, ", ".join(_ROLES))
-    if message.get("tool_calls") or message.get("function_call"):
-        raise _refused(f"{param}.tool_calls", "calls of tools", "messages of text")
-    # Models know the role by the name that it had before.
-    return {
-        "role": "system" if role == "developer" else role,
-        "content": _content(f"{param}.content", message.get("content")),
-    }
-
-
-def _content(param: str, content: object) -> str:
-    if isinstance(content, str):
-        return _encodable(param, content)
-    allowed = 'a string, or a list of parts {"type": "text", "text": …}'
-    if not isinstance(content, list):
-        raise _refused(param, _kind(content), allowed)
-    texts = []
-    for part in content:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise _wrong(param, part, allowed)
-        texts.append(_encodable(param, part["text"]))
-    return "".join(texts)
+        case "json_object":
+            return {"type": "object"}
+        case "json_schema":
+            given = form.get("json_schema")
+            schema = given.get("schema") if isinstance(given, dict) else None
+            if not isinstance(schema, dict):
+                raise wrong("response_format.json_schema", given, allowed)
+            return schema
+        case _:
+            raise wrong("response_format", form, allowed)
 
 
 def _prompts(prompt: object) -> tuple[str | tuple[int, ...], ...]:
     allowed = "text, a list of token ids, or a list of such prompts"
     if isinstance(prompt, str):
-        return (_encodable("prompt", prompt),)
+        return (encodable("prompt", prompt),)
     if isinstance(prompt, list) and prompt:
-        if all(_is(item, int) for item in prompt):
+        if all(is_number(item, int) for item in prompt):
             return (tuple(prompt),)
         if all(isinstance(item, str) for item in prompt):
-            return tuple(_encodable("prompt", item) for item in prompt)
-        if all(isinstance(item, list) and all(_is(token, int) for token in item) for item in prompt):
+            return tuple(encodable("prompt", item) for item in prompt)
+        if all(isinstance(item, list) and all(is_number(token, int) for token in item) for item in prompt):
             return tuple(tuple(item) for item in prompt)
     if prompt == []:
         raise RequestError("the prompt is empty", allowed=allowed, param="prompt")
-    raise _refused("prompt", _kind(prompt), allowed)
+    raise refused("prompt", kind(prompt), allowed)
 
 
 def _stops(stop: object) -> tuple[str, ...]:
     listed: list[Any] = [] if stop is None else stop if isinstance(stop, list) else [stop]
     if len(listed) > _MAX_STOPS or not all(isinstance(item, str) and item for item in listed):
-        raise _wrong("stop", stop, f"a string, or a list of up to {_MAX_STOPS}, none of them empty")
-    return tuple(_encodable("stop", item) for item in listed)
-
-
-def _encodable(param: str, text: str) -> str:
-    """The text, unless JSON made halves of characters of it."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise _refused(param, "half of a surrogate pair", "text that can be written in UTF-8") from None
-    return text
-
-
-def _is(value: object, kinds: type | tuple[type, ...]) -> bool:
-    """Whether it is a number of this kind; true and false are none."""
-    return isinstance(value, kinds) and not isinstance(value, bool)
-
-
-def _wrong(param: str, value: object, allowed: str) -> RequestError:
-    text = json.dumps(value, ensure_ascii=False)
-    return _refused(param, text if len(text) <= 80 else text[:79] + "…", allowed)
-
-
-def _refused(param: str, found: str, allowed: str) -> RequestError:
-    return RequestError(f"{param} can't be served", found=found, allowed=allowed, param=param)
-
-
-def _kind(value: object) -> str:
-    names: Mapping[type, str] = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
-    return "null" if value is None else names.get(type(value), "a number")
+        raise wrong("stop", stop, f"a string, or a list of up to {_MAX_STOPS}, none of them empty")
+    return tuple(encodable("stop", item) for item in listed)

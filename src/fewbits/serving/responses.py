@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fewbits.errors import RequestError
+from fewbits.serving.call_reader import Call
 from fewbits.serving.completion import Finished, FinishReason, TokenLogprob
 
 Json = dict[str, Any]
@@ -25,15 +26,21 @@ def request_error_body(error: RequestError) -> Json:
     return error_body(str(error), error.kind, error.code, error.param)
 
 
-def usage(finished: Sequence[Finished]) -> Json:
-    """What the answers to one request took together."""
-    read = sum(answer.prompt_tokens for answer in finished)
-    written = sum(answer.written_tokens for answer in finished)
+def usage(finished: Mapping[int, Finished], choices: int) -> Json:
+    """What the answers to one request took together.
+
+    Args:
+        finished: the answers by index.
+        choices: answers to each prompt, which is counted once.
+    """
+    prompts = [answer for index, answer in finished.items() if index % choices == 0]
+    read = sum(answer.prompt_tokens for answer in prompts)
+    written = sum(answer.written_tokens for answer in finished.values())
     return {
         "prompt_tokens": read,
         "completion_tokens": written,
         "total_tokens": read + written,
-        "prompt_tokens_details": {"cached_tokens": sum(answer.cached_tokens for answer in finished)},
+        "prompt_tokens_details": {"cached_tokens": sum(answer.cached_tokens for answer in prompts)},
     }
 
 
@@ -50,20 +57,18 @@ class Answer(ABC):
             "id": f"{self._prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model
         }  # fmt: skip
 
-    def whole(self, choices: Sequence[Json], finished: Sequence[Finished]) -> Json:
-        """The body of an answer that isn't streamed."""
-        return {
-            **self._head, "object": self._whole_object, "choices": list(choices), "usage": usage(finished)
-        }  # fmt: skip
+    def whole(self, choices: Sequence[Json], used: Json) -> Json:
+        """The body of an answer that isn't streamed; `used`: see `usage`."""
+        return {**self._head, "object": self._whole_object, "choices": list(choices), "usage": used}
 
     def chunk(self, choice: Json, *, with_usage: bool) -> Json:
         """One event of a stream; `with_usage`: usage will be told in the last."""
         no_usage: Json = {"usage": None} if with_usage else {}
         return {**self._head, "object": self._chunk_object, "choices": [choice], **no_usage}
 
-    def usage_chunk(self, finished: Sequence[Finished]) -> Json:
+    def usage_chunk(self, used: Json) -> Json:
         """The last event of a stream that was asked to include usage."""
-        return {**self._head, "object": self._chunk_object, "choices": [], "usage": usage(finished)}
+        return {**self._head, "object": self._chunk_object, "choices": [], "usage": used}
 
     def opening(self, index: int) -> Json | None:
         """A choice that begins a stream, if this kind of stream has one."""
@@ -71,12 +76,22 @@ class Answer(ABC):
         return None
 
     @abstractmethod
-    def choice(self, index: int, text: str, logprobs: Json | None, reason: FinishReason) -> Json:
+    def choice(
+        self, index: int, text: str, calls: Sequence[Call], logprobs: Json | None, reason: FinishReason
+    ) -> Json:
         """A whole choice."""
 
     @abstractmethod
-    def part(self, index: int, text: str, logprobs: Json | None, reason: FinishReason | None) -> Json:
-        """A part of a choice that is streamed."""
+    def part(
+        self,
+        index: int,
+        text: str,
+        calls: Sequence[Call],
+        calls_before: int,
+        logprobs: Json | None,
+        reason: FinishReason | None,
+    ) -> Json:
+        """A part of a choice that is streamed; `calls_before`: calls in earlier parts."""
 
     @abstractmethod
     def logprobs(self, tokens: Sequence[TokenLogprob], offset: int) -> Json:
@@ -100,15 +115,32 @@ class ChatAnswer(Answer):
         delta = {"role": "assistant", "content": ""}
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
-    def choice(self, index: int, text: str, logprobs: Json | None, reason: FinishReason) -> Json:
+    def choice(
+        self, index: int, text: str, calls: Sequence[Call], logprobs: Json | None, reason: FinishReason
+    ) -> Json:
         """See `Answer`."""
-        message = {"role": "assistant", "content": text, "refusal": None}
-        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
+        message: Json = {"role": "assistant", "content": text, "refusal": None}
+        if calls:
+            message |= {"content": text or None, "tool_calls": [_call(call) for call in calls]}
+        return {
+            "index": index, "message": message, "logprobs": logprobs, "finish_reason": _reason(reason, bool(calls))
+        }  # fmt: skip
 
-    def part(self, index: int, text: str, logprobs: Json | None, reason: FinishReason | None) -> Json:
+    def part(
+        self,
+        index: int,
+        text: str,
+        calls: Sequence[Call],
+        calls_before: int,
+        logprobs: Json | None,
+        reason: FinishReason | None,
+    ) -> Json:
         """See `Answer`."""
-        delta = {"content": text} if text or not reason else {}
-        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        delta: Json = {"content": text} if text or not (reason or calls) else {}
+        if calls:
+            delta["tool_calls"] = [{"index": calls_before + i, **_call(call)} for i, call in enumerate(calls)]
+        told = reason and _reason(reason, bool(calls_before or calls))
+        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": told}
 
     def logprobs(self, tokens: Sequence[TokenLogprob], offset: int) -> Json:
         """See `Answer`."""
@@ -120,7 +152,7 @@ class ChatAnswer(Answer):
         ]
         return {"content": content, "refusal": None}
 
-    def _entry(self, token: int, logprob: float) -> Json:
+    def _entry(self, token: int, logprob: float | None) -> Json:
         return {
             "token": self._token(token), "bytes": list(self._token_bytes(token)), "logprob": logprob
         }  # fmt: skip
@@ -131,12 +163,23 @@ class TextAnswer(Answer):
 
     _prefix, _whole_object, _chunk_object = "cmpl", "text_completion", "text_completion"
 
-    def choice(self, index: int, text: str, logprobs: Json | None, reason: FinishReason) -> Json:
+    def choice(
+        self, index: int, text: str, calls: Sequence[Call], logprobs: Json | None, reason: FinishReason
+    ) -> Json:
         """See `Answer`."""
-        return self.part(index, text, logprobs, reason)
+        return self.part(index, text, calls, 0, logprobs, reason)
 
-    def part(self, index: int, text: str, logprobs: Json | None, reason: FinishReason | None) -> Json:
+    def part(
+        self,
+        index: int,
+        text: str,
+        calls: Sequence[Call],
+        calls_before: int,
+        logprobs: Json | None,
+        reason: FinishReason | None,
+    ) -> Json:
         """See `Answer`."""
+        del calls, calls_before  # there are none here
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
     def logprobs(self, tokens: Sequence[TokenLogprob], offset: int) -> Json:
@@ -146,8 +189,11 @@ class TextAnswer(Answer):
         for text in texts:
             offsets.append(offset)
             offset += len(text)
-        top: list[Mapping[str, float]] = []
+        top: list[Mapping[str, float] | None] = []
         for token in tokens:
+            if token.logprob is None:
+                top.append(None)
+                continue
             likely: dict[str, float] = {}
             for other, logprob in token.top:  # best first; parts of characters look alike
                 likely.setdefault(self._token(other), logprob)
@@ -158,3 +204,13 @@ class TextAnswer(Answer):
             "top_logprobs": top,
             "text_offset": offsets,
         }
+
+
+def _call(call: Call) -> Json:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def _reason(reason: FinishReason, called: bool) -> str:
+    """An answer with calls that isn't cut off waits for their results."""
+    return "tool_calls" if called and reason == "stop" else reason

@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fewbits.engine.engine import Engine
-from fewbits.errors import ServingError
+from fewbits.errors import EngineError, ServingError
 from fewbits.serving.completion import Completion, Failed
+from fewbits.serving.metrics import Metrics
 from fewbits.serving.slots import Slots
+from fewbits.serving.token_choice import Floats
 
 STEP_TOKENS = 256  # by then matrix products run at full speed
 _MEMORY = 0.8  # of the mean of answers' durations: the weight of what was before
@@ -50,15 +52,24 @@ class Load:
 class Scheduler:
     """Runs completions on an engine, in a thread of its own."""
 
-    def __init__(self, engine: Engine, *, queue_limit: int = 128, step_tokens: int = STEP_TOKENS) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        queue_limit: int = 128,
+        step_tokens: int = STEP_TOKENS,
+        metrics: Metrics | None = None,
+    ) -> None:
         """A scheduler that has yet to be started.
 
         Args:
             engine: nobody else may use it from then on.
             queue_limit: completions that may wait while all slots are taken.
             step_tokens: tokens of one step at most, but one of every answer that is being written.
+            metrics: told of steps and answers.
         """
         self.queue_limit = queue_limit
+        self._metrics = metrics or Metrics()
         self._step_tokens = step_tokens
         self._slots = Slots(engine)
         self._slot_count = engine.sequences
@@ -82,6 +93,9 @@ class Scheduler:
         """
         with self._changed:
             self.check_room(len(completions))
+            now = time.monotonic()
+            for completion in completions:
+                completion.submitted = now
             self._waiting += completions
             self._changed.notify()
 
@@ -156,6 +170,7 @@ class Scheduler:
         for completion in [used for used in self._slots.used if used.cancelled]:
             self._slots.leave(completion)
             self._started.pop(completion, None)
+            self._ended(completion, "cancelled")
         while self._waiting and self._slots.free:
             completion = self._waiting.popleft()
             if completion.cancelled:
@@ -170,7 +185,11 @@ class Scheduler:
             self._waiting.clear()
 
     def _step(self) -> None:
-        shares = share_step(list(self._slots.used), self._step_tokens)
+        for completion, error in self._slots.join_leaders():
+            self._fail(completion, error)
+        shares = share_step(self._slots.ready(), self._step_tokens)
+        if not shares:
+            return
         try:
             self._advance(shares)
         except _StepError:
@@ -183,21 +202,56 @@ class Scheduler:
                     self._fail(share[0], error.__cause__ if isinstance(error, _StepError) else error)
 
     def _advance(self, shares: Sequence[tuple[Completion, int]]) -> None:
-        writing = [completion for completion, count in shares if count == completion.pending]
+        writing = [count == completion.pending for completion, count in shares]
         try:
-            logits = self._slots.feed(shares)
+            logits, rows = self._slots.feed(shares)
         except Exception as error:
             raise _StepError from error
-        for completion, row in zip(writing, logits, strict=True):
+        self._metrics.stepped(sum(count for _, count in shares))
+        ready: dict[int, Completion] = {}  # by row of logits
+        for (completion, _), writes, own in zip(shares, writing, rows, strict=True):
             if completion.cancelled:
                 continue
             try:
-                done = completion.write(row)
-            except Exception as error:  # noqa: BLE001 - logits without a finite number and the like
+                completion.read(logits[own.start : own.stop])
+                if writes and completion.limit:
+                    completion.prepare(logits[own[-1]])
+            except Exception as error:  # noqa: BLE001 - no token may follow, …: this answer's end only
                 self._fail(completion, error)
                 continue
-            if done:
-                self._leave(completion)
+            if completion.reason is not None:
+                self._end(completion)
+            elif writes:
+                ready[own[-1]] = completion
+        if ready:
+            chosen = logits if len(ready) == len(logits) else logits[list(ready)]
+            self._write(list(ready.values()), chosen)
+
+    def _write(self, completions: Sequence[Completion], logits: Floats) -> None:
+        """Choose a token for each answer by its logits, float32 [M, V]."""
+        tokens = self._slots.engine.choose(
+            [completion.sampler for completion in completions],
+            logits,
+            [completion.recent_tokens() for completion in completions],
+        )
+        for completion, token in zip(completions, tokens, strict=True):
+            try:
+                if token < 0:
+                    raise EngineError(
+                        "the model's logits are no numbers", action="Its weights are damaged, or overflow"
+                    )
+                completion.write(token)
+            except Exception as error:  # noqa: BLE001 - this answer's end only
+                self._fail(completion, error)
+                continue
+            if completion.written == 1 or (completion.reason and not completion.written):
+                self._metrics.began(time.monotonic() - completion.submitted)
+            if completion.reason is not None:
+                self._end(completion)
+
+    def _end(self, completion: Completion) -> None:
+        self._leave(completion)
+        self._ended(completion, completion.reason or "stop")
 
     def _leave(self, completion: Completion, *, empty: bool = False) -> None:
         with self._changed:
@@ -210,6 +264,10 @@ class Scheduler:
         if not completion.cancelled:
             completion.on_event(Failed(reason))
         self._leave(completion, empty=True)
+        self._ended(completion, "failed")
+
+    def _ended(self, completion: Completion, reason: str) -> None:
+        self._metrics.ended(completion, reason, time.monotonic() - completion.submitted)
 
 
 class _StepError(Exception):
@@ -232,10 +290,10 @@ def share_step(completions: Sequence[Completion], budget: int) -> list[tuple[Com
     if reading:
         left = max(budget - len(counts), len(reading))
         oldest, *others = reading
-        counts[oldest] = min(oldest.pending, (left + 1) // 2)
+        counts[oldest] = min(oldest.most_fed, (left + 1) // 2)
         left -= counts[oldest]
         for completion in sorted(others, key=lambda other: other.pending):
-            counts[completion] = min(completion.pending, left)
+            counts[completion] = min(completion.most_fed, left)
             left -= counts[completion]
-        counts[oldest] += min(oldest.pending - counts[oldest], left)
+        counts[oldest] += min(oldest.most_fed - counts[oldest], left)
     return [(completion, counts[completion]) for completion in completions if counts[completion]]

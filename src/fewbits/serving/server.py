@@ -17,6 +17,8 @@ from fewbits.checkpoint.gguf_tokenizer import GgufTokenizer
 from fewbits.engine.engine import Engine
 from fewbits.errors import ServingError
 from fewbits.serving.app import make_app
+from fewbits.serving.grammar import Grammars
+from fewbits.serving.metrics import Metrics
 from fewbits.serving.prompts import PromptReader
 from fewbits.serving.scheduler import STEP_TOKENS, Scheduler
 from fewbits.serving.service import Service
@@ -60,10 +62,16 @@ class Server:
         self._socket = _listen(options.host, options.port)
         host, port = self._socket.getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        self.scheduler = Scheduler(engine, queue_limit=options.queue_limit, step_tokens=options.step_tokens)
+        metrics = Metrics()
+        self.scheduler = Scheduler(
+            engine, queue_limit=options.queue_limit, step_tokens=options.step_tokens, metrics=metrics
+        )
         prompts = PromptReader(tokenizer, engine.metadata, engine.vocabulary)
-        service = Service(model, tokenizer, prompts, self.scheduler, engine.context)
-        app = make_app(service, api_key=options.api_key, body_limit=options.body_limit)
+        grammars = Grammars(tokenizer, engine.vocabulary)
+        service = Service(
+            model, tokenizer, prompts, grammars, self.scheduler, engine.context, engine.vocabulary
+        )
+        app = make_app(service, metrics, api_key=options.api_key, body_limit=options.body_limit)
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, lifespan="off", ws="none", backlog=_BACKLOG,
             server_header=False, timeout_keep_alive=60,

@@ -1,29 +1,30 @@
-"""What a request becomes: checked, tokenized, queued, answered whole or as a stream."""
+"""What a request becomes: checked, tokenized, queued."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.requests import Request
+from starlette.responses import Response
 
 from fewbits.checkpoint.gguf_tokenizer import GgufTokenizer
+from fewbits.engine.sampling import Sampling
 from fewbits.engine.text_stream import TextStream
-from fewbits.errors import FewbitsError, RequestError, ServingError
-from fewbits.serving.completion import Completion, Finished
-from fewbits.serving.events import EventStream, RunningRequest
+from fewbits.errors import RequestError
+from fewbits.serving.answer_form import AnswerForm, answer_form
+from fewbits.serving.completion import Completion, Piece, TokenLogprob
+from fewbits.serving.delivery import deliver
+from fewbits.serving.events import Mailbox, RunningRequest
+from fewbits.serving.grammar import Grammars
 from fewbits.serving.prompts import PromptReader
 from fewbits.serving.requests import ChatRequest, Parameters, TextRequest
-from fewbits.serving.responses import Answer, ChatAnswer, TextAnswer, error_body
+from fewbits.serving.responses import Answer, ChatAnswer, TextAnswer
 from fewbits.serving.scheduler import Scheduler
-
-_LOG = logging.getLogger(__name__)
-DONE = "[DONE]"
+from fewbits.serving.token_choice import LogitChanges
 
 
 @dataclass(frozen=True)
@@ -33,30 +34,40 @@ class Service:
     Attributes:
         model: its name in requests.
         context: tokens of prompt and answer together, at most.
+        vocabulary: V.
     """
 
     model: str
     tokenizer: GgufTokenizer
     prompts: PromptReader
+    grammars: Grammars
     scheduler: Scheduler
     context: int
+    vocabulary: int
 
     async def chat(self, request: Request, wanted: ChatRequest) -> Response:
         """Answer a conversation."""
-        self._check(wanted.parameters, 1)
-        prompt = await asyncio.to_thread(self.prompts.conversation, wanted.messages)
+        parameters = wanted.parameters
+        self._check(parameters, 1)
+        form = await asyncio.to_thread(answer_form, parameters, wanted.tools, self.grammars, self.prompts)
+        variables: Mapping[str, Any] = wanted.template_variables
+        if wanted.tools is not None:
+            variables = {**variables, "tools": [tool.definition for tool in wanted.tools.listed]}
+        prompt = await asyncio.to_thread(self.prompts.conversation, wanted.messages, variables)
         answer = ChatAnswer(self.model, self.tokenizer.token_bytes)
-        return await self._answer(request, answer, {"messages": [prompt]}, wanted.parameters)
+        return await self._answer(request, answer, [prompt], "messages", parameters, form)
 
     async def text(self, request: Request, wanted: TextRequest) -> Response:
         """Continue texts."""
-        self._check(wanted.parameters, len(wanted.prompts))
+        parameters = wanted.parameters
+        self._check(parameters, len(wanted.prompts))
+        form = await asyncio.to_thread(answer_form, parameters, None, self.grammars, self.prompts)
         prompts = [await asyncio.to_thread(self.prompts.prompt, prompt) for prompt in wanted.prompts]
         answer = TextAnswer(self.model, self.tokenizer.token_bytes)
-        return await self._answer(request, answer, {"prompt": prompts}, wanted.parameters)
+        return await self._answer(request, answer, prompts, "prompt", parameters, form, echo=wanted.echo)
 
     def _check(self, parameters: Parameters, prompts: int) -> None:
-        """Refuse what can be refused before any work: another model, or no room."""
+        """Refuse what can be refused before any work: another model, tokens that there aren't, or no room."""
         if parameters.model != self.model:
             raise RequestError(
                 "there is no such model",
@@ -66,29 +77,76 @@ class Service:
                 code="model_not_found",
                 param="model",
             )
+        outside = [token for token in parameters.adjustments.bias if token >= self.vocabulary]
+        if outside:
+            raise RequestError(
+                "logit_bias has a token id that the model doesn't have",
+                found=outside[0],
+                allowed=f"0 to {self.vocabulary - 1}",
+                param="logit_bias",
+            )
         most = self.scheduler.capacity
         if prompts > most:
             raise RequestError("too many prompts", found=prompts, allowed=f"{most} or fewer", param="prompt")
-        self.scheduler.check_room(prompts)
+        choices = prompts * parameters.choices
+        if choices > most:
+            raise RequestError("too many choices", found=choices, allowed=f"{most} or fewer", param="n")
+        self.scheduler.check_room(choices)
 
     async def _answer(
-        self, request: Request, answer: Answer, prompts: dict[str, list[list[int]]], parameters: Parameters
+        self,
+        request: Request,
+        answer: Answer,
+        prompts: Sequence[list[int]],
+        param: str,
+        parameters: Parameters,
+        form: AnswerForm,
+        *,
+        echo: bool = False,
     ) -> Response:
-        ((param, listed),) = prompts.items()
-        running = RunningRequest(self.scheduler)
-        running.start(
-            [self._completion(running, i, prompt, param, parameters) for i, prompt in enumerate(listed)]
-        )
-        if parameters.stream:
-            return EventStream(self._stream(answer, running, parameters), running)
-        try:
-            return await self._whole(request, answer, running, parameters)
-        finally:
-            running.stop()
+        running = RunningRequest(self.scheduler, self._mailbox, parameters.choices, stream=parameters.stream)
+        token_bytes = form.token_bytes(self.tokenizer)
+        completions: list[Completion] = []
+        for prompt in prompts:
+            room = self._room(prompt, param)
+            for choice in range(parameters.choices):
+                completion = Completion(
+                    prompt=prompt,
+                    limit=room if parameters.max_tokens is None else min(parameters.max_tokens, room),
+                    sampler=_sampling(parameters.sampling, choice).sampler(),
+                    text=TextStream(token_bytes, parameters.stop),
+                    end_ids=self.tokenizer.eos_ids,
+                    on_event=running.receiver(len(completions)),
+                    changes=self._changes(parameters, form),
+                    top_logprobs=parameters.top_logprobs,
+                    recent=_recent(parameters.sampling),
+                    tells_prompt=echo and parameters.top_logprobs is not None,
+                )
+                if echo:
+                    completion.on_event(self._echo(completion))
+                completions.append(completion)
+        running.start(completions)
+        return await deliver(request, answer, running, parameters, [form.reader() for _ in completions])
 
-    def _completion(
-        self, running: RunningRequest, index: int, prompt: list[int], param: str, parameters: Parameters
-    ) -> Completion:
+    @cached_property
+    def _mailbox(self) -> Mailbox:
+        return Mailbox()
+
+    def _echo(self, completion: Completion) -> Piece:
+        """A prompt as the beginning of its answer."""
+        text = b"".join(map(self.tokenizer.token_bytes, completion.prompt)).decode("utf-8", "replace")
+        first = (TokenLogprob(completion.prompt[0], None, ()),) if completion.tells_prompt else ()
+        return Piece(text, first)
+
+    def _changes(self, parameters: Parameters, form: AnswerForm) -> LogitChanges | None:
+        """A new answer's changes to logits, if there are any."""
+        constraint = form.constraint()
+        if constraint is None and not parameters.adjustments:
+            return None
+        return LogitChanges(parameters.adjustments, constraint, self.vocabulary)
+
+    def _room(self, prompt: Sequence[int], param: str) -> int:
+        """Tokens that an answer may have."""
         room = self.context - len(prompt)
         if room < 1:
             raise RequestError(
@@ -98,85 +156,16 @@ class Service:
                 code="context_length_exceeded",
                 param=param,
             )
-        penalized = parameters.sampling.repetition_penalty != 1
-        return Completion(
-            prompt=prompt,
-            limit=room if parameters.max_tokens is None else min(parameters.max_tokens, room),
-            sampler=parameters.sampling.sampler(),
-            text=TextStream(self.tokenizer.token_bytes, parameters.stop),
-            end_ids=self.tokenizer.eos_ids,
-            on_event=running.receiver(index),
-            top_logprobs=parameters.top_logprobs,
-            recent=parameters.sampling.repetition_window if penalized else 0,
-        )
-
-    async def _whole(
-        self, request: Request, answer: Answer, running: RunningRequest, parameters: Parameters
-    ) -> Response:
-        written = asyncio.ensure_future(running.all())
-        left = asyncio.ensure_future(_disconnected(request))
-        try:
-            await asyncio.wait((written, left), return_when=asyncio.FIRST_COMPLETED)
-            if not written.done():
-                raise ClientDisconnect
-            try:
-                answers = written.result()
-            except ServingError:
-                raise
-            except Exception as error:  # noqa: BLE001 - the engine's or the sampler's, told as it is in a stream
-                return JSONResponse(failure_body(error), 500)
-            with_logprobs = parameters.top_logprobs is not None
-            choices = [
-                answer.choice(
-                    i, one.text, answer.logprobs(one.logprobs, 0) if with_logprobs else None, one.reason
-                )
-                for i, one in enumerate(answers)
-            ]
-            return JSONResponse(answer.whole(choices, running.finished))
-        finally:
-            written.cancel()
-            left.cancel()
-
-    async def _stream(
-        self, answer: Answer, running: RunningRequest, parameters: Parameters
-    ) -> AsyncIterator[str]:
-        with_usage = parameters.include_usage
-        letters = [0] * len(running.completions)
-        for index in range(len(running.completions)):
-            if opening := answer.opening(index):
-                yield _compact(answer.chunk(opening, with_usage=with_usage))
-        try:
-            async for index, event in running.events():
-                if isinstance(event, Finished):
-                    part = answer.part(index, "", None, event.reason)
-                else:
-                    told = answer.logprobs(event.logprobs, letters[index]) if event.logprobs else None
-                    part = answer.part(index, event.text, told, None)
-                    letters[index] += answer.letters(event.logprobs)
-                yield _compact(answer.chunk(part, with_usage=with_usage))
-        except Exception as error:  # noqa: BLE001 - the status is sent already: this is the place left to say it
-            yield _compact(failure_body(error))
-            return
-        if with_usage:
-            yield _compact(answer.usage_chunk(running.finished))
-        yield DONE
+        return room
 
 
-def failure_body(error: Exception) -> dict[str, Any]:
-    """What a client is told of an answer that failed; what isn't meant for people goes to the log."""
-    if isinstance(error, FewbitsError):
-        return error_body(str(error), "server_error", "answer_failed")
-    _LOG.error("an answer failed", exc_info=error)
-    return error_body(
-        "the server failed to compute an answer; its log says why", "server_error", "answer_failed"
-    )
+def _sampling(sampling: Sampling, choice: int) -> Sampling:
+    """The sampling of one of several choices, which must not all be the same."""
+    if sampling.seed is None:
+        return sampling
+    return replace(sampling, seed=(sampling.seed + choice) % (1 << 64))
 
 
-async def _disconnected(request: Request) -> None:
-    """Return when the client has left."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _compact(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+def _recent(sampling: Sampling) -> int:
+    """How many of the last tokens the sampler looks at."""
+    return 0 if sampling.repetition_penalty == 1 else sampling.repetition_window

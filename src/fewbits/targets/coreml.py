@@ -17,10 +17,11 @@ TARGET = Target(
     schemes=(
         Scheme(
             "integers of 4 and 8 bits", ("COREML{4|8}_{G16|G32|G64|G128|CHANNEL}[_SYM]",),
-            "iOS 18 and macOS 15 on", "", (_OPTIMIZE,),
+            "iOS 18 and macOS 15 on", "", (_OPTIMIZE,), ("apple",),
         ),
         Scheme(
             "palettes of 2, 3 and 6 bits", ("COREML{2|3|6}_CHANNEL_SYM",), "iOS 18 and macOS 15 on", "", (_OPTIMIZE,),
+            ("apple",),
         ),
     ),
 )  # fmt: skip

@@ -1,8 +1,10 @@
 """Facts about GGUF files."""
 
+from fewbits.targets.hardware import CPUS, FROM_TURING
 from fewbits.targets.target import Runtime, Scheme, Target
 
 _LLAMA_CPP = "https://github.com/ggml-org/llama.cpp"
+_BACKENDS = (*FROM_TURING, "amd-gpu", "intel-gpu", "apple", *CPUS)
 
 TARGET = Target(
     "gguf",
@@ -17,12 +19,12 @@ TARGET = Target(
         Scheme(
             "blocks of 32", ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL", "MXFP4"),
             "every backend of llama.cpp", "",
-            (f"{_LLAMA_CPP}/blob/master/tools/quantize/README.md",),
+            (f"{_LLAMA_CPP}/blob/master/tools/quantize/README.md",), _BACKENDS,
         ),
         Scheme(
             "blocks of 256", ("Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "IQ4_XS"), "every backend of llama.cpp",
             "rows of a multiple of 256; others get a format of 32",
-            (f"{_LLAMA_CPP}/blob/master/tools/quantize/README.md",),
+            (f"{_LLAMA_CPP}/blob/master/tools/quantize/README.md",), _BACKENDS,
         ),
     ),
     notes=("activations are rounded to 8 bits on CPUs, which `fewbits evaluate` does too",),

@@ -1,6 +1,7 @@
 """Facts about GPTQ's directories."""
 
 from fewbits.targets import sources
+from fewbits.targets.hardware import FROM_TURING
 from fewbits.targets.target import Runtime, Scheme, Target
 
 GPTQMODEL = "https://github.com/ModelCloud/GPTQModel"
@@ -27,13 +28,13 @@ TARGET = Target(
     schemes=(
         Scheme(
             "W4A16 and W8A16 integers", ("GPTQ{4|8}_{G32|G64|G128|CHANNEL}_SYM",),
-            sources.EVERY_NVIDIA + "; x86 CPUs, Intel GPUs", sources.MARLIN_LIMITS,
-            (sources.MARLIN, sources.VLLM_TABLE),
+            sources.EVERY_NVIDIA + "; x86 CPUs, Intel GPUs", "", (sources.MARLIN.source, sources.VLLM_TABLE),
+            (*FROM_TURING, "x86-cpu", "intel-gpu"), sources.MARLIN,
         ),
         Scheme(
             "2 and 3 bits, and zero points", ("GPTQ{2|3}_…", "GPTQ{2|3|4|8}_… without _SYM"),
             "transformers with GPTQModel; vLLM by its older kernels where it has them",
-            "gptq_v2 for formats without _SYM", (GPTQMODEL,),
+            "gptq_v2 for formats without _SYM", (GPTQMODEL,), (*FROM_TURING, "amd-gpu", "intel-gpu", "x86-cpu"),
         ),
     ),
     notes=("formats with and without _SYM don't mix in one model",),

@@ -1,6 +1,7 @@
 """Facts about ModelOpt's directories."""
 
 from fewbits.targets import sources
+from fewbits.targets.hardware import FROM_ADA, FROM_AMPERE, FROM_TURING
 from fewbits.targets.target import Runtime, Scheme, Target
 
 TARGET = Target(
@@ -17,11 +18,17 @@ TARGET = Target(
         ),
     ),
     schemes=(
-        Scheme("W8A8 FP8", ("MODELOPT_FP8",), "NVIDIA GPUs from compute capability 8.9 (Ada)", "", (sources.MODELOPT,)),
-        Scheme("W4A16 NVFP4", ("MODELOPT_NVFP4",), sources.FP4, "", (sources.MODELOPT, sources.MARLIN)),
+        Scheme(
+            "W8A8 FP8", ("MODELOPT_FP8",), "NVIDIA GPUs from compute capability 8.9 (Ada)", "", (sources.MODELOPT,),
+            FROM_ADA,
+        ),
+        Scheme(
+            "W4A16 NVFP4", ("MODELOPT_NVFP4",), sources.FP4, "", (sources.MODELOPT, sources.MARLIN.source), FROM_TURING,
+            sources.MARLIN,
+        ),
         Scheme(
             "W4A16 integers", ("MODELOPT_INT4_G128",), "NVIDIA GPUs from compute capability 8.0 (Ampere)", "",
-            (sources.MODELOPT,),
+            (sources.MODELOPT,), FROM_AMPERE,
         ),
     ),
 )  # fmt: skip

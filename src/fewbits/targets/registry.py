@@ -28,6 +28,11 @@ def target_names() -> list[str]:
     return list(_MODULES)
 
 
+def containers_on(hardware: str) -> list[str]:
+    """Containers of which this hardware computes something."""
+    return [name for name in _MODULES if hardware in target_of(name).hardware]
+
+
 def target_of(container: str) -> Target:
     """The facts about a container; none but its name where there are none."""
     if container not in _MODULES:

@@ -19,8 +19,8 @@ from torch.nn import functional
 from fewbits.language_model.predictions import Predictor
 from fewbits.tuning.student import Student
 
-# Logits held at once: 2^24 are 64 MB, and a few such arrays live at a time.
-LOGITS = 1 << 24
+# Logits held at once: 2^22 are 16 MB, and a few such arrays live at a time.
+LOGITS = 1 << 22
 Advance = Callable[[int, str], None]
 
 
@@ -31,6 +31,8 @@ class Schedule:
     Attributes:
         batch: sequences of a step.
         passes: times that each sequence is seen.
+        most: steps, at most; what they don't reach of the text isn't used.
+        checked: held-out sequences that are looked at, at most.
         rate: largest change of a scale's logarithm in a step.
         vector_rate: the same of norms and biases.
         warm_up: share of the steps in which rates rise; after it they fall to zero along a cosine.
@@ -39,6 +41,8 @@ class Schedule:
 
     batch: int = 4
     passes: int = 1
+    most: int = 32
+    checked: int = 16
     rate: float = 3e-3
     vector_rate: float = 1e-3
     warm_up: float = 0.1
@@ -46,7 +50,7 @@ class Schedule:
 
     def steps(self, sequences: int) -> int:
         """Steps over so many sequences."""
-        return self.passes * max(1, sequences // self.batch)
+        return min(self.most, self.passes * max(1, sequences // self.batch))
 
     def share(self, step: int, steps: int) -> float:
         """Of the rates, in step 0 … steps - 1."""
@@ -96,10 +100,10 @@ def train(student: Student, teacher: Teacher, ids: Tensor, schedule: Schedule, a
         for index in range(first, first + size):
             loss += _backward(student, teacher, ids[index], teacher.hidden[index]) / size
             advance(len(ids[index]), f"KL {loss * size / (index - first + 1):.4f}")
-        student.collect_gradients()
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * schedule.share(step, steps)
         optimizer.step()
+        optimizer.zero_grad()
         student.apply()
 
 

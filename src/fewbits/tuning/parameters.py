@@ -80,7 +80,9 @@ class MatrixParameters:
         for blocks, terms in self._terms():
             for total, term in zip(sums, terms, strict=True):
                 total[blocks] = np.einsum("rb,rb->r", slopes[blocks], term)
-        return tuple(s * c * np.exp(f) for s, c, f in zip(sums, self.start, logarithms, strict=True))
+        # Where rows share a number, all of them have the gradient that it has.
+        shared = (self.qtensor.format.over_bands(s.reshape(self.shape[0], -1)).reshape(-1) for s in sums)
+        return tuple(s * c * np.exp(f) for s, c, f in zip(shared, self.start, logarithms, strict=True))
 
     def rounded(self, logarithms: Sequence[Floats]) -> tuple[Floats, ...]:
         """The coefficients as the container can hold them, float32 [R] each."""

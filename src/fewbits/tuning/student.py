@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +44,11 @@ class Tuned:
 
 
 class Student:
-    """The quantized model, its trained numbers as `logarithms` by tensor name (see `parameters`)."""
+    """The quantized model, its trained numbers as `logarithms` by tensor name (see `parameters`).
+
+    As soon as the gradient of a live parameter is known, it becomes those of the trained numbers and is let go, so
+    that no two are in memory at once.
+    """
 
     def __init__(self, predictor: Predictor, tuned: Mapping[str, Tuned]) -> None:
         self.predictor = predictor
@@ -53,9 +58,14 @@ class Student:
             for name, found in tuned.items()
         }
         self._live = dict(predictor.model.named_parameters())
-        used = {place.parameter for found in tuned.values() for place in found.places}
+        held: dict[str, list[tuple[str, Place]]] = {}
+        for name, found in tuned.items():
+            for place in found.places:
+                held.setdefault(place.parameter, []).append((name, place))
         for name, parameter in self._live.items():
-            parameter.requires_grad_(name in used)
+            parameter.requires_grad_(name in held)
+            if name in held:
+                parameter.register_post_accumulate_grad_hook(partial(self._collect, held[name]))
 
     def apply(self) -> None:
         """Put the weights that the trained numbers give into the live model."""
@@ -70,21 +80,23 @@ class Student:
                 part = _part_of(self._live[place.parameter], place)
                 part[torch.from_numpy(place.rows)] = torch.from_numpy(rows) + place.shift
 
-    def collect_gradients(self) -> None:
-        """Turn the gradients of the live model into those of the trained numbers, and forget them."""
-        for name, found in self.tuned.items():
+    def _collect(self, held: Sequence[tuple[str, Place]], live: Tensor) -> None:
+        """Add the gradient of a live parameter to those of the trained numbers that it holds, and forget it."""
+        if live.grad is None:
+            return
+        for name, place in held:
             logarithms = self.logarithms[name]
-            slope = np.zeros(found.parameters.shape, np.float32)
-            for place in found.places:
-                live = self._live[place.parameter].grad
-                if live is not None:
-                    rows = _part_of(live, place)[torch.from_numpy(place.rows)].numpy()
-                    slope[place.start : place.start + len(rows)] += rows
-            gradients = found.parameters.gradients(slope, _numpy(logarithms))
-            for number, gradient in zip(logarithms, gradients, strict=True):
-                number.grad = torch.from_numpy(gradient)
-        for parameter in self._live.values():
-            parameter.grad = None
+            found = self.tuned[name].parameters
+            rows = _part_of(live.grad, place)[torch.from_numpy(place.rows)].numpy()
+            if len(rows) == found.shape[0]:
+                slope = rows
+            else:  # the rest lies in other parameters
+                slope = np.zeros(found.shape, np.float32)
+                slope[place.start : place.start + len(rows)] = rows
+            for number, gradient in zip(logarithms, found.gradients(slope, _numpy(logarithms)), strict=True):
+                more = torch.from_numpy(gradient)
+                number.grad = more if number.grad is None else number.grad + more
+        live.grad = None
 
 
 def _part_of(whole: Tensor, place: Place) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fewbits.algorithms.static_scales import global_scale, nearest_int8, static_scale
+from fewbits.algorithms.static_scales import DEFAULT_RULE, E4M3_GRID, INT8_GRID, global_scale, static_scale
 from fewbits.calibration.statistics import Statistics
 from fewbits.checkpoint.checkpoint import Checkpoint, Floats
 from fewbits.checkpoint.compressed_tensors import INPUT_PARTS, MARKERS, PARTS
@@ -31,7 +31,6 @@ from fewbits.formats.compressed_tensors import (
     SHAPE_PART,
     rare,
 )
-from fewbits.formats.minifloat import E4M3
 
 
 class CompressedTensorsExporter(HuggingFaceDirectory):
@@ -98,13 +97,11 @@ class CompressedTensorsExporter(HuggingFaceDirectory):
             arrays.append(Array(prefix + part, "F32", (1,), tensor.name, part, content=scale))
         return arrays
 
-    def input_scale(self, format_name: str, statistics: Statistics) -> float:
+    def input_scale(self, format_name: str, statistics: Statistics, rule: str = DEFAULT_RULE) -> float:
         """See `Exporter.input_scale`."""
         scheme = SCHEMES[format_name]
         if scheme.input_part == INPUT_GLOBAL_SCALE:
             return global_scale(statistics)
         if scheme.inputs is None or scheme.input_part != INPUT_SCALE:
-            return super().input_scale(format_name, statistics)
-        if scheme.inputs["type"] == "int":
-            return static_scale(statistics, nearest_int8, 127)
-        return static_scale(statistics, E4M3.nearest, float(E4M3.maximum))
+            return super().input_scale(format_name, statistics, rule)
+        return static_scale(statistics, INT8_GRID if scheme.inputs["type"] == "int" else E4M3_GRID, rule)

@@ -28,12 +28,15 @@ TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 # Runtimes compute these as one matrix, or (experts) in one kernel, so they share a format: (pattern, what vLLM calls
 # the module that it makes of them beside the pattern's group).
 _EXPERTS = (re.compile(r"(.+\.experts)\.\d+\..+"), "")
-_FUSED = (
-    (re.compile(r"(.+)\.(?:q_proj|k_proj|v_proj)\.weight"), "qkv_proj"),
-    (re.compile(r"(.+)\.(?:gate_proj|up_proj)\.weight"), "gate_up_proj"),
-    (re.compile(r"(.+)\.(?:w1|w3)\.weight"), "gate_up_proj"),
-    (re.compile(r"(.+)\.(?:q_a_proj|kv_a_proj_with_mqa)\.weight"), "fused_qkv_a_proj"),
+# The parts stand in the order in which their rows follow each other there.
+_PARTS = (
+    ("q_proj|k_proj|v_proj", "qkv_proj"),
+    ("gate_proj|up_proj", "gate_up_proj"),
+    ("w1|w3", "gate_up_proj"),
+    ("q_a_proj|kv_a_proj_with_mqa", "fused_qkv_a_proj"),
 )
+_FUSED = tuple((re.compile(rf"(.+)\.(?:{parts})\.weight"), whole) for parts, whole in _PARTS)
+_PLACE = {part: place for parts, _ in _PARTS for place, part in enumerate(parts.split("|"))}
 
 
 def is_linear(name: str, shape: tuple[int, ...]) -> bool:
@@ -65,8 +68,8 @@ def computed_together(names: Iterable[str]) -> list[list[str]]:
 
 
 def fused(names: Iterable[str]) -> list[list[str]]:
-    """Groups of two or more of these tensors that a runtime computes as one matrix."""
-    return _grouped(names, _FUSED)
+    """Groups of two or more of these tensors that a runtime computes as one matrix, in the order of its rows."""
+    return [sorted(group, key=lambda n: _PLACE[n.split(".")[-2]]) for group in _grouped(names, _FUSED)]
 
 
 def runtime_pattern(module: str) -> str:

@@ -13,9 +13,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from fewbits.algorithms.static_scales import DEFAULT_RULE, INT8_GRID, static_scale
 from fewbits.architectures import parameters_of_directory, to_published
+from fewbits.calibration.statistics import Statistics
 from fewbits.checkpoint.checkpoint import Checkpoint, LazyTensor
 from fewbits.checkpoint.dtypes import PLAIN
 from fewbits.checkpoint.onnx_folder import DATA, PIECES, read_places
@@ -27,9 +30,14 @@ from fewbits.export.hugging_face.side_files import CONFIG, model_config, side_fi
 from fewbits.export.onnx.activation_blocks import ACTIVATION_BLOCK
 from fewbits.export.onnx.graph import write_graph
 from fewbits.export.onnx.template import GRAPH, Template, build_template
+from fewbits.formats.activation_grid import TOKEN, ActivationGrid, integer_grid
 from fewbits.formats.nbits import NBITS_NAMES
+from fewbits.formats.qdq import QDQStaticFormat
 
+STATIC = QDQStaticFormat.name
 _PROVENANCE = "fewbits."
+# Of the nodes that round a map's inputs, at most, beside names.
+_STATIC_NBYTES = 2048
 _MADE = (GRAPH, DATA, CONFIG, "genai_config.json")
 _SIDE = (".json", ".jinja", ".txt", ".model")
 
@@ -39,11 +47,12 @@ class OnnxExporter(Exporter):
 
     name = "onnx"
     folder = True
-    formats = (*(n for n in NBITS_NAMES if n.startswith("NBITS8")), "QDQ8",
+    formats = (*(n for n in NBITS_NAMES if n.startswith("NBITS8")), "QDQ8", STATIC,
                *(n for n in NBITS_NAMES if n.startswith("NBITS4")))  # fmt: skip
     # Groups of 16 are for rows that no longer group divides.
     planned = tuple(name for name, group in NBITS_NAMES.items() if group > 16)
     default_format = "NBITS4_G32"  # the model builder's group
+    head_formats = MappingProxyType({STATIC: "QDQ8"})  # inputs of the head aren't sampled
 
     def tensors(self, checkpoint: Checkpoint) -> list[OutputTensor]:
         """The parameters of transformers' model that the graph uses.
@@ -77,13 +86,23 @@ class OnnxExporter(Exporter):
     def notes(self, checkpoint: Checkpoint, formats: Mapping[str, str]) -> tuple[str, ...]:
         """What activations are rounded to."""
         del checkpoint
-        if not any(name in self.formats for name in formats.values()):
+        if not any(name in self.formats and name != STATIC for name in formats.values()):
             return ()
         return ("on CPUs, ONNX Runtime rounds the activations of quantized layers to 8 bits",)
 
     def activation_block(self, format_name: str) -> int:
         """ONNX Runtime rounds activations in the blocks of the weights."""
         return ACTIVATION_BLOCK.get(format_name, 0)
+
+    def activation_grid(self, format_name: str) -> ActivationGrid | None:
+        """See `Exporter.activation_grid`."""
+        return integer_grid(8, TOKEN) if format_name == STATIC else super().activation_grid(format_name)
+
+    def input_scale(self, format_name: str, statistics: Statistics, rule: str = DEFAULT_RULE) -> float:
+        """See `Exporter.input_scale`."""
+        if format_name != STATIC:
+            return super().input_scale(format_name, statistics, rule)
+        return static_scale(statistics, INT8_GRID, rule)
 
     def tied(self, tensors: Iterable[OutputTensor]) -> list[list[str]]:
         """Projections that the graph joins."""
@@ -98,10 +117,9 @@ class OnnxExporter(Exporter):
         Raises:
             ArchitectureError, FormatError, PlanError: see `write_graph`.
         """
-        del tensors
         template = self._template(metadata)
         made = {k: str(v) for k, v in metadata.items() if k.startswith(_PROVENANCE)}
-        written = write_graph(template, formats, made)
+        written = write_graph(template, formats, made, {t.name: t.input_scale for t in tensors})
         config = (json.dumps(metadata[CONFIG], indent=2) + "\n").encode()
         side = {**template.files, CONFIG: config, GRAPH: written.graph}
         files = {name: OutputFile(data, len(data)) for name, data in side.items()}
@@ -109,7 +127,8 @@ class OnnxExporter(Exporter):
 
     def header_nbytes(self, tensors: list[OutputTensor], formats: Mapping[str, str], plan: str) -> int:
         """The texts that name formats; the nodes of zero points are counted where there are none too."""
-        return len(plan) + sum(len(formats[t.name]) for t in tensors)
+        static = sum(_STATIC_NBYTES for t in tensors if formats[t.name] == STATIC)
+        return len(plan) + sum(len(formats[t.name]) for t in tensors) + static
 
     def first_block(
         self, tensors: list[OutputTensor], metadata: Mapping[str, Any]

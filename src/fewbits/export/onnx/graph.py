@@ -4,6 +4,7 @@
             Gather(W, ids)    →  GatherBlockQuantized(Reshape(codes), ids, Cast(scales), zero_points)
     QDQ     MatMul(x, W)      →  MatMul(x, Transpose(DequantizeLinear(codes, scales)))
             Gather(W, ids)    →  Mul(Cast(Gather(codes, ids)), Gather(scales, ids))
+    static  MatMul(x, W)      →  MatMul(DequantizeLinear(QuantizeLinear(x)), DequantizeLinear(Transpose(codes), scales))
 
 Weights in floating point lie as the model has them, [N, K], and are transposed, cast or shifted by nodes that ONNX
 Runtime computes once, when it loads the model.
@@ -12,19 +13,27 @@ Runtime computes once, when it loads the model.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
-from fewbits.checkpoint.onnx_folder import DATA, PIECES, SHAPES, StoredPiece, tensor_regions
+from fewbits.checkpoint.onnx_folder import (
+    DATA,
+    PIECES,
+    SHAPES,
+    StoredPiece,
+    input_scale_name,
+    tensor_regions,
+)
 from fewbits.errors import ArchitectureError, PlanError
 from fewbits.export.exporter import WHOLE, Region
 from fewbits.export.onnx.template import Template, Weight
 from fewbits.formats import get_format
 from fewbits.formats.format import Format
 from fewbits.formats.nbits import CODES, SCALES, ZERO_POINTS, NBitsFormat
-from fewbits.formats.qdq import QDQFormat
+from fewbits.formats.qdq import QDQFormat, QDQStaticFormat
 
 # Activations are rounded to 8 bits, a scale per block, as the model builder has it for CPUs.
 ACCURACY_LEVEL = 4
@@ -62,8 +71,19 @@ class _Array:
         return sum(piece.nbytes for piece in self.pieces)
 
 
-def write_graph(template: Template, formats: Mapping[str, str], texts: Mapping[str, str]) -> Written:
-    """The graph for these formats (parameter -> format or dtype), with texts as its metadata.
+def write_graph(
+    template: Template,
+    formats: Mapping[str, str],
+    texts: Mapping[str, str],
+    input_scales: Mapping[str, Callable[[str], float] | None] = MappingProxyType({}),
+) -> Written:
+    """The graph for some formats.
+
+    Args:
+        template: the graph without weights.
+        formats: parameter -> format or dtype.
+        texts: its metadata.
+        input_scales: parameter -> what finds the scale of its map's inputs for a format, as `OutputTensor.input_scale`.
 
     Raises:
         ArchitectureError: an operator that fewbits can't give such a weight, or a weight that isn't stored once.
@@ -73,7 +93,7 @@ def write_graph(template: Template, formats: Mapping[str, str], texts: Mapping[s
     import onnx
 
     model = onnx.load_model_from_string(template.graph)
-    rewriter = _Rewriter(template, formats)
+    rewriter = _Rewriter(template, formats, input_scales)
     nodes = [made for node in model.graph.node for made in rewriter.rewritten(node)]
     kept = [i for i in model.graph.initializer if i.name not in template.weights]
     known = [v for v in model.graph.value_info if v.name not in template.weights]
@@ -136,9 +156,16 @@ class _Rewriter:
         constants: small ones beside them.
     """
 
-    def __init__(self, template: Template, formats: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        template: Template,
+        formats: Mapping[str, str],
+        input_scales: Mapping[str, Callable[[str], float] | None],
+    ) -> None:
         self._weights, self._shapes, self._formats = template.weights, template.shapes, formats
+        self._input_scales = input_scales
         self._made: set[str] = set()
+        self._rounded: dict[str, int] = {}  # input -> how many products round it
         self.arrays: dict[str, _Array] = {}
         self.constants: list[Any] = []
 
@@ -166,8 +193,10 @@ class _Rewriter:
 
     def _quantized(self, node: Any, name: str, weight: Weight, fmt: Format[Any]) -> list[Any]:
         """The operators for a format; each takes the place of one node."""
-        known = {("MatMul", True): {NBitsFormat: self._matmul_nbits, QDQFormat: self._matmul_qdq},
-                 ("Gather", False): {NBitsFormat: self._gather_nbits, QDQFormat: self._gather_qdq}}  # fmt: skip
+        known = {("MatMul", True): {NBitsFormat: self._matmul_nbits, QDQFormat: self._matmul_qdq,
+                                    QDQStaticFormat: self._matmul_static},
+                 ("Gather", False): {NBitsFormat: self._gather_nbits, QDQFormat: self._gather_qdq,
+                                     QDQStaticFormat: self._gather_qdq}}  # fmt: skip
         write: Any = known.get((node.op_type, weight.transposed), {}).get(type(fmt))
         if write is None:
             raise ArchitectureError(
@@ -214,6 +243,36 @@ class _Rewriter:
         made = self._once("DequantizeLinear", [codes, scales], f"{codes}/float", axis=0)
         made += self._once("Transpose", [f"{codes}/float"], f"{codes}/transposed", perm=[1, 0])
         return [*made, self._node("MatMul", [node.input[0], f"{codes}/transposed"], node)]
+
+    def _matmul_static(self, node: Any, weight: Weight, fmt: QDQStaticFormat) -> list[Any]:
+        """Both factors straight from DequantizeLinear, by which products of integers are recognised."""
+        codes = self._part(weight, fmt, CODES, weight.shape)
+        scales = self._part(weight, fmt, SCALES, weight.shape[:1])
+        scale = self._constant(input_scale_name(codes), self._input_scale(weight, fmt))
+        zero = self._constant("constant/zero", 0, "int8")
+        x = node.input[0]
+        rounded = f"{x}/{scale}"
+        # ONNX Runtime shares the codes of products with the same inputs, and then multiplies floating-point numbers. It
+        # doesn't take operators for the same that have another axis, which says nothing where there is one scale.
+        axis = self._rounded.get(x, 0)
+        self._rounded[x] = axis + 1
+        return [
+            *self._once("Transpose", [codes], f"{codes}/transposed", perm=[1, 0]),
+            *self._once("DequantizeLinear", [f"{codes}/transposed", scales], f"{codes}/float", axis=1),
+            *self._once("QuantizeLinear", [x, scale, zero], f"{rounded}/codes", axis=axis),
+            *self._once("DequantizeLinear", [f"{rounded}/codes", scale, zero], f"{rounded}/float"),
+            self._node("MatMul", [f"{rounded}/float", f"{codes}/float"], node),
+        ]
+
+    def _input_scale(self, weight: Weight, fmt: QDQStaticFormat) -> float:
+        """That of the map's inputs; parameters that the graph joins have the same inputs."""
+        find = self._input_scales.get(weight.pieces[0].parameter)
+        if find is None:
+            raise PlanError(
+                f"{fmt.name} has a scale of activations in the file, which calibration finds",
+                found="no calibration", action="Use --effort balanced, or a format without",
+            )  # fmt: skip
+        return float(find(fmt.name))
 
     def _gather_qdq(self, node: Any, weight: Weight, fmt: QDQFormat) -> list[Any]:
         from onnx import TensorProto
@@ -273,12 +332,12 @@ class _Rewriter:
             raise ArchitectureError("the graph holds a weight twice, beside different others", found=name)
         return name
 
-    def _constant(self, name: str, value: Any) -> str:
+    def _constant(self, name: str, value: Any, integers: str = "int64") -> str:
         import numpy as np
         from onnx import numpy_helper
 
         if name not in {constant.name for constant in self.constants}:
-            dtype = np.float32 if isinstance(value, float) else np.int64
+            dtype = "float32" if isinstance(value, float) else integers
             self.constants.append(numpy_helper.from_array(np.array(value, dtype), name))
         return name
 

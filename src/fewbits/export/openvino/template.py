@@ -39,10 +39,10 @@ def require_export(model_type: str) -> None:
             from optimum.exporters.tasks import TasksManager
 
             del optimum
-    except ModuleNotFoundError as error:
-        package = error.name or "optimum-intel"
-        raise MissingExtraError(package, "openvino", "Writing OpenVINO's graphs") from error
     except (ImportError, RuntimeError) as error:
+        # transformers raises the same for a module that is there and can't be imported, without a name.
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            raise MissingExtraError(error.name, "openvino", "Writing OpenVINO's graphs") from error
         raise ExportError(
             "optimum-intel can't be imported", found=str(error).strip().splitlines()[0],
             action="A torchvision that was made for another torch does this: pip uninstall torchvision",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from fewbits.errors import PlanError
 from fewbits.export.converters import converter_names, find_converter, is_installed
 from fewbits.export.registry import exporter_names, get_exporter
+from fewbits.planning.for_hardware import for_hardware
 from fewbits.runtimes.drive import versions_of
 from fewbits.runtimes.process import install_command
 from fewbits.runtimes.registry import requirements_of
+from fewbits.targets.hardware import HARDWARE
 from fewbits.targets.registry import target_of
 from fewbits.targets.target import Runtime, Target
 
@@ -59,9 +62,25 @@ class TargetReport:
     runtimes: tuple[RuntimeStatus, ...]
 
 
-def targets() -> tuple[TargetReport, ...]:
-    """Every container that fewbits writes."""
-    return tuple(_report(name) for name in (*exporter_names(), *converter_names()))
+def targets(hardware: str | None = None) -> tuple[TargetReport, ...]:
+    """Every container that fewbits writes, or what this hardware computes of it.
+
+    Raises:
+        PlanError: no hardware of this name.
+    """
+    if hardware is not None and hardware.lower() not in HARDWARE:
+        raise PlanError("unknown hardware", found=repr(hardware), allowed=", ".join(HARDWARE))
+    reports = (_report(name) for name in (*exporter_names(), *converter_names()))
+    if hardware is None:
+        return tuple(reports)
+    return tuple(_restricted(r, hardware.lower()) for r in reports if hardware.lower() in r.target.hardware)
+
+
+def _restricted(report: TargetReport, hardware: str) -> TargetReport:
+    """What a kind of hardware computes of a container."""
+    exporter = for_hardware(get_exporter(report.name), report.name, hardware)
+    target = replace(report.target, schemes=tuple(report.target.schemes_on(hardware)))
+    return replace(report, target=target, formats=exporter.formats, default=exporter.default_format)
 
 
 def _report(name: str) -> TargetReport:
@@ -99,7 +118,8 @@ def _lines(report: TargetReport) -> list[str]:
             lines.append(f"                  {status.command}")
     for scheme in report.target.schemes:
         lines.append(f"  {scheme.title}: {', '.join(scheme.formats)}")
-        lines.append(f"      {scheme.hardware}" + (f"; {scheme.limits}" if scheme.limits else ""))
+        lines.append(f"      {scheme.described}")
+        lines.append(f"      --hardware {' '.join(scheme.hardware) or 'has none of it'}")
     lines += [f"  note: {note}" for note in report.target.notes]
     return lines
 
