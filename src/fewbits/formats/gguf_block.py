@@ -126,7 +126,7 @@ class BlockFormat(Format[P]):
     largest: np.float32 = LARGEST
     grid: Grid
     # The kernel keeps a few blocks at a time; what counts is a chunk's rows and bytes.
-    chunk = 1 << 20
+    chunk = 1 << 19
     workspace = 8
 
     @property
