@@ -8,7 +8,8 @@ system's cache, and the disk is idle when a run starts. fewbits reads a file onc
 its sha256; that run is reported apart. So is what the disk gives: writing as many bytes as the output has, and forcing
 them to the disk, as fewbits does before it gives an output its name (llama-quantize doesn't).
 
-Writes benchmarks/results/quantize_speed.json, from which docs/generate.py makes the table in docs/measurements.md.
+Writes benchmarks/results/quantize_speed.json, from which docs/generate.py makes the table in docs/measurements.md. Rows
+of formats that aren't asked for stay there if they were measured on the same processor and source size.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llama_cpp import LlamaCpp, processor
@@ -97,7 +98,16 @@ def measure(llama: LlamaCpp, source: Path, work: Path, name: str, repeat: int) -
         "llama_quantize_cpu_seconds": round(llama_cpu, 2),
         "disk_seconds": round(min(disk), 2),
         "speed": round(llama_seconds / seconds, 2),
+        "repeated": repeat,
     }
+
+
+def kept_rows(processor_name: str, source_bytes: int, formats: Sequence[str]) -> list[dict[str, object]]:
+    """Rows of other formats, measured before in the same conditions."""
+    before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if (before.get("processor"), before.get("source_bytes")) != (processor_name, source_bytes):
+        return []
+    return [row for row in before["rows"] if row["format"] not in formats]
 
 
 def main() -> None:
@@ -106,7 +116,7 @@ def main() -> None:
     parser.add_argument("--llama-cpp", type=Path, required=True, help="folder with bin/llama-quantize")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--formats", nargs="+", default=FORMATS)
+    parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     source = arguments.source or arguments.work / "random-1.07B-bf16.gguf"
@@ -124,7 +134,10 @@ def main() -> None:
         "processor": processor(),
         "source_bytes": source.stat().st_size,
         "first_run": {"format": arguments.formats[0], "seconds": round(first, 2)},
-        "rows": rows,
+        "rows": sorted(
+            [*rows, *kept_rows(processor(), source.stat().st_size, arguments.formats)],
+            key=lambda row: FORMATS.index(str(row["format"])),
+        ),
     }
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 

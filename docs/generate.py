@@ -90,7 +90,8 @@ def quantizing_speed(speed: dict[str, Any]) -> list[str]:
         "## Quantizing against llama-quantize",
         "",
         "`python benchmarks/quantize_speed.py --llama-cpp DIR --work DIR`, effort fast, 2 threads each, from a bf16 "
-        f"file of {speed['source_bytes']:,} bytes in the system's cache.",
+        f"file of {speed['source_bytes']:,} bytes in the system's cache; the least of "
+        f"{', '.join(str(row['repeated']) for row in speed['rows'])} runs each.",
         "",
         "| format | fewbits | llama-quantize | speed | processor: fewbits | llama-quantize | output | disk |",
         "|---|---|---|---|---|---|---|---|",
