@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import typer.main
 from click import Context
@@ -75,6 +76,33 @@ def quality_table() -> str:
     )
 
 
+def quantizing_speed(speed: dict[str, Any]) -> list[str]:
+    """Time of quantizing, fewbits' and llama-quantize's."""
+    first = speed["first_run"]
+    rows = [
+        f"| {row['format']} | {row['fewbits_seconds']} s | {row['llama_quantize_seconds']} s "
+        f"| **x {row['speed']}** | "
+        f"{row['fewbits_cpu_seconds']} s | {row['llama_quantize_cpu_seconds']} s | "
+        f"{row['output_bytes'] / 1e6:,.0f} MB | {row['disk_seconds']} s |"
+        for row in speed["rows"]
+    ]
+    return [
+        "## Quantizing against llama-quantize",
+        "",
+        "`python benchmarks/quantize_speed.py --llama-cpp DIR --work DIR`, effort fast, 2 threads each, from a bf16 "
+        f"file of {speed['source_bytes']:,} bytes in the system's cache; the least of "
+        f"{', '.join(str(row['repeated']) for row in speed['rows'])} runs each.",
+        "",
+        "| format | fewbits | llama-quantize | speed | processor: fewbits | llama-quantize | output | disk |",
+        "|---|---|---|---|---|---|---|---|",
+        *rows,
+        "",
+        "Disk: writing as many bytes as the output has and forcing them to the disk, as fewbits does and "
+        "llama-quantize doesn't. The first time that fewbits sees a file it takes its sha256 as well: "
+        f"{first['seconds']} s in all then, in {first['format']}. {speed['processor']}.",
+    ]
+
+
 def measurements() -> str:
     """What docs/measurements.md says, from benchmarks/results."""
     memory, resume, speed, models = (
@@ -95,17 +123,7 @@ def measurements() -> str:
         f"{'the same bytes' if resume['same_bytes'] else 'OTHER BYTES'} as the run left alone, "
         f"{'nothing' if not resume['files_left'] else ', '.join(resume['files_left'])} left behind."
     )
-    lines += ["", "## Wall time against llama-quantize", ""]
-    lines += [
-        "`python benchmarks/quantize_speed.py MODEL-bf16.gguf --llama-cpp DIR --work DIR`, 2 threads each.",
-        "",
-    ]
-    lines += ["| format | fewbits, s | llama-quantize, s | ratio |", "|---|---|---|---|"]
-    lines += [
-        f"| {r['format']} | {r['fewbits_seconds']} | {r['llama_quantize_seconds']} | {r['ratio']} |"
-        for r in speed["rows"]
-    ]
-    lines += ["", f"Source of {speed['source_bytes']:,} bytes; {speed['processor']}.", ""]
+    lines += ["", *quantizing_speed(speed), ""]
     lines += [
         "## `fewbits evaluate` against llama-perplexity",
         "`python benchmarks/quality_by_format.py`",

@@ -7,6 +7,7 @@
 #include <nanobind/ndarray.h>
 
 #include "kernels/columns.h"
+#include "kernels/integers.h"
 #include "kernels/search.h"
 #include "kernels/visit_codes.h"
 
@@ -20,6 +21,7 @@ struct Isa {
     VisitCodes visit_codes;
     const Searches& searches;
     const ColumnKernels& columns;
+    const IntegerKernels& integers;
 };
 
 const Isa& isa();
@@ -31,6 +33,7 @@ inline void require(bool fits) {
 
 void bind_columns(nanobind::module_& module);
 void bind_searches(nanobind::module_& module);
+void bind_integers(nanobind::module_& module);
 void bind_matmul(nanobind::module_& module);
 void bind_engine(nanobind::module_& module);
 void bind_sampler(nanobind::module_& module);

@@ -21,10 +21,10 @@ Isa choose() {
     const bool with_avx512 = with_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
     if (with_avx512 && (limit.empty() || limit == "avx512"))
-        return {"avx512", avx512::visit_codes, avx512::searches, avx512::columns};
-    if (with_avx2 && limit != "portable") return {"avx2", avx2::visit_codes, avx2::searches, avx2::columns};
+        return {"avx512", avx512::visit_codes, avx512::searches, avx512::columns, avx512::integers};
+    if (with_avx2 && limit != "portable") return {"avx2", avx2::visit_codes, avx2::searches, avx2::columns, avx2::integers};
 #endif
-    return {"portable", portable::visit_codes, portable::searches, portable::columns};
+    return {"portable", portable::visit_codes, portable::searches, portable::columns, portable::integers};
 }
 
 std::size_t visit_codes(Array<float, 2> values, Array<std::uint8_t, 2> ranks, Array<const float, 3> grids,
@@ -58,6 +58,7 @@ NB_MODULE(_native, module) {
                "See fewbits.algorithms.joint_descent.visit_codes, the specification.");
     fewbits::bind_columns(module);
     fewbits::bind_searches(module);
+    fewbits::bind_integers(module);
     fewbits::bind_matmul(module);
     fewbits::bind_engine(module);
     fewbits::bind_sampler(module);

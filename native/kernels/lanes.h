@@ -16,6 +16,10 @@
 #define FEWBITS_LANES 16
 #endif
 
+// Short functions that are always part of their callers; long ones that never are.
+#define FEWBITS_INLINE __attribute__((always_inline))
+#define FEWBITS_APART [[gnu::noinline]]
+
 namespace fewbits::FEWBITS_ISA {
 
 namespace {
@@ -29,7 +33,8 @@ typedef std::int32_t Bits __attribute__((vector_size(4 * FEWBITS_LANES)));
 inline Lanes all(float number) { return number - Lanes{}; }
 
 // Compilers make several instructions of a comparison and a choice, where there is one for both: a > b ? a : b. Rounding is
-// to the nearest integer, of two as near the even one; |x| at most 2^22, above 2^23 a float32 has no fraction.
+// to the nearest integer, of two as near the even one; |x| at most 2^22, above 2^23 a float32 has no fraction. A product is
+// added in one step or in two: for numbers that make no difference.
 #if defined(__AVX512F__) && FEWBITS_LANES == 16
 
 inline Lanes larger(Lanes a, Lanes b) {
@@ -41,6 +46,16 @@ inline Lanes smaller(Lanes a, Lanes b) {
 inline Lanes nearest(Lanes x) {
     constexpr int kToEven = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
     return reinterpret_cast<Lanes>(_mm512_roundscale_ps(reinterpret_cast<__m512>(x), kToEven));
+}
+inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) {
+    return reinterpret_cast<Lanes>(_mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b),
+                                                   reinterpret_cast<__m512>(c)));
+}
+// x / y where nothing is subnormal, with 1 / y at hand: one step from its product gives what division rounds to (Markstein, 1990).
+inline Lanes quotient(Lanes x, Lanes y, Lanes inverse) {
+    const __m512 near = _mm512_mul_ps(reinterpret_cast<__m512>(x), reinterpret_cast<__m512>(inverse));
+    const __m512 rest = _mm512_fnmadd_ps(near, reinterpret_cast<__m512>(y), reinterpret_cast<__m512>(x));
+    return reinterpret_cast<Lanes>(_mm512_fmadd_ps(rest, reinterpret_cast<__m512>(inverse), near));
 }
 inline Lanes look_up(const float* table, Lanes position) {
     const __m512i at = _mm512_cvttps_epi32(reinterpret_cast<__m512>(position));
@@ -63,6 +78,8 @@ inline Lanes nearest(Lanes x) {
     constexpr int kToEven = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
     return reinterpret_cast<Lanes>(_mm256_round_ps(reinterpret_cast<__m256>(x), kToEven));
 }
+inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return a * b + c; }
+inline Lanes quotient(Lanes x, Lanes y, Lanes) { return x / y; }
 inline Lanes look_up(const float* table, Lanes position) {
     const __m256i at = _mm256_cvttps_epi32(reinterpret_cast<__m256>(position));
     return reinterpret_cast<Lanes>(_mm256_i32gather_ps(table, at, 4));
@@ -76,6 +93,8 @@ inline Lanes widen(const std::int8_t* from) {
 
 inline Lanes larger(Lanes a, Lanes b) { return a > b ? a : b; }
 inline Lanes smaller(Lanes a, Lanes b) { return a < b ? a : b; }
+inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return a * b + c; }
+inline Lanes quotient(Lanes x, Lanes y, Lanes) { return x / y; }
 // The entries of a table at whole numbers.
 inline Lanes look_up(const float* table, Lanes position) {
     Lanes found{};
@@ -110,6 +129,19 @@ inline Lanes widen(const std::int8_t* from) {
 #endif
 
 #endif
+
+// Numbers that are made here and not before: compilers reorder long rows of instructions until registers don't suffice.
+FEWBITS_INLINE inline void pin(Lanes& x) {
+#if defined(__AVX512F__)
+    asm volatile("" : "+v"(x));
+#elif defined(__SSE2__)
+    asm volatile("" : "+x"(x));
+#elif defined(__aarch64__)
+    asm volatile("" : "+w"(x));
+#else
+    (void)x;
+#endif
+}
 
 inline Lanes clip(Lanes x, Lanes low, Lanes high) { return smaller(larger(x, low), high); }
 inline Lanes magnitude(Lanes x) { return reinterpret_cast<Lanes>(reinterpret_cast<Bits>(x) & 0x7FFFFFFF); }

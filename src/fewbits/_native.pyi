@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -65,100 +66,67 @@ class Sampler:
 
 def read_bandwidth(bytes: int, threads: int, passes: int = 5) -> float: ...  # noqa: A002
 
-# The first seven arguments of a search are the blocks and their grid: weight, importance, group, largest, low, high and
-# table. What is found goes to the arrays at the end.
-def search_scale(
+# Candidates of the searches in fewbits.formats.gguf_search, gguf_super_search and gguf_mxfp4, which say what they mean.
+class ScaleSearch:
+    def __init__(self, plain: float, places: Sequence[float], refits: int) -> None: ...
+
+class AffineSearch:
+    def __init__(self, steps: _Floats, below: _Floats, refits: int) -> None: ...
+
+class SuperScaleSearch:
+    def __init__(
+        self,
+        places: Sequence[float],
+        super_places: Sequence[float],
+        lowest: float,
+        highest: float,
+        windows: Sequence[int],
+        group_window: int,
+    ) -> None: ...
+
+class SuperAffineSearch:
+    def __init__(
+        self, steps: _Floats, below: _Floats, super_places: Sequence[float], highest: float, rounds: int
+    ) -> None: ...
+
+class ExponentSearch:
+    def __init__(self, offsets: Sequence[int], highest: int) -> None: ...
+
+# A grid: lowest and highest value, code of 0, levels and codes at floor(2 t) + 256, or empty. A layout: bytes, places
+# of halves, integers of scales, what is added to these, bits of codes that are inverted, pieces int32 [n, 8].
+class BlockKernel:
+    def __init__(
+        self,
+        block: int,
+        group: int,
+        largest: float,
+        grid: tuple[float, float, float, _Floats, _Codes],
+        layout: tuple[int, list[int], int, int, int, npt.NDArray[np.int32]],
+        search: ScaleSearch | AffineSearch | SuperScaleSearch | SuperAffineSearch | ExponentSearch,
+    ) -> None: ...
+    def fit(self, weight: _Floats, importance: _Floats | None, halves: _Floats, scales: _Codes) -> None: ...
+    def fit_group(
+        self, weight: _Floats, importance: _Floats | None, halves: _Floats, scales: _Floats
+    ) -> None: ...
+    def quantize(self, rows: npt.NDArray[Any], importance: _Floats | None, packed: _Codes) -> bool: ...
+
+def fit_integers(
     weight: _Floats,
     importance: _Floats | None,
-    group: int,
+    *,
+    width: int,
+    symmetric: bool,
+    significant: int,
+    smallest: float,
     largest: float,
-    low: float,
-    high: float,
-    table: _Floats,
-    plain: float,
-    places: _Floats,
-    refits: int,
-    d: _Floats,
+    signed_scales: bool,
+    rounds_products: bool,
+    shares: _Floats,
+    cuts_ends: bool,
+    scale: _Floats,
+    zero: _Codes,
 ) -> None: ...
-def search_affine(
-    weight: _Floats,
-    importance: _Floats | None,
-    group: int,
-    largest: float,
-    low: float,
-    high: float,
-    table: _Floats,
-    steps: _Floats,
-    below: _Floats,
-    refits: int,
-    d: _Floats,
-    m: _Floats,
-) -> None: ...
-def search_super_scale(
-    weight: _Floats,
-    importance: _Floats | None,
-    group: int,
-    largest: float,
-    low: float,
-    high: float,
-    table: _Floats,
-    places: _Floats,
-    super_places: _Floats,
-    lowest: float,
-    highest: float,
-    windows: Sequence[int],
-    d: _Floats,
-    sub: _Floats,
-) -> None: ...
-def search_super_affine(
-    weight: _Floats,
-    importance: _Floats | None,
-    group: int,
-    largest: float,
-    low: float,
-    high: float,
-    table: _Floats,
-    steps: _Floats,
-    below: _Floats,
-    super_places: _Floats,
-    highest: float,
-    rounds: int,
-    d: _Floats,
-    dmin: _Floats,
-    sub: _Floats,
-    lows: _Floats,
-) -> None: ...
-def search_group_scale(
-    weight: _Floats,
-    importance: _Floats | None,
-    group: int,
-    largest: float,
-    low: float,
-    high: float,
-    table: _Floats,
-    places: _Floats,
-    lowest: float,
-    highest: float,
-    window: int,
-    d: _Floats,
-    sub: _Floats,
-) -> None: ...
-def search_group_affine(
-    weight: _Floats,
-    importance: _Floats | None,
-    group: int,
-    largest: float,
-    low: float,
-    high: float,
-    table: _Floats,
-    steps: _Floats,
-    below: _Floats,
-    highest: float,
-    d: _Floats,
-    dmin: _Floats,
-    sub: _Floats,
-    lows: _Floats,
-) -> None: ...
+def row_dots(left: _Floats, right: _Floats, to: _Floats) -> None: ...
 def packed_isas() -> list[str]: ...
 
 class PackedMatrix:

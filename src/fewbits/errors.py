@@ -4,6 +4,7 @@ FewbitsError                 exit status 2
 ├── CheckpointError          the source can't be read: missing, truncated, lying, pickled, not finite
 │   └── HubError             a hub id that is neither cached nor reachable
 ├── FormatError              a format's name or a shape that it can't hold
+├── NotFiniteError           weights that no format can hold; the tensor's name is the caller's to say
 ├── ArchitectureError        a model that the target container or runtime has no place for
 ├── CalibrationError         a text or a model that statistics can't be gathered from
 ├── PlanError                a plan file that doesn't fit the source
@@ -52,6 +53,17 @@ class HubError(CheckpointError):
 
 class FormatError(FewbitsError):
     """No such format, or a shape that the format can't hold."""
+
+
+class NotFiniteError(FewbitsError):
+    """NaN or infinity among the weights that a format was given."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            "some of the weights aren't finite",
+            found="NaN or infinity",
+            allowed=f"finite numbers for {name}",
+        )
 
 
 class ArchitectureError(FewbitsError):

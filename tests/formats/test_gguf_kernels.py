@@ -11,7 +11,7 @@ from instruction_sets import printed_on
 
 FORMATS = [
     *("Q8_0", "Q5_0", "Q4_0", "Q5_1", "Q4_1", "IQ4_NL"),
-    *("Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "IQ4_XS"),
+    *("Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "IQ4_XS", "MXFP4"),
 ]
 
 
@@ -102,8 +102,37 @@ def test_every_instruction_set_finds_the_same(isa):
 
 
 def test_arrays_that_dont_fit_are_refused():
-    weight, places, table = np.zeros((2, 32), np.float32), np.ones(1, np.float32), np.empty(0, np.float32)
+    kernel = get_format("Q4_0").kernel(weighted=False)
+    weight, halves = np.zeros((2, 32), np.float32), np.empty((1, 2), np.float32)
+    none, packed = np.empty((2, 0), np.uint8), np.empty((2, 18), np.uint8)
+    kernel.fit(weight, None, halves, none)
     with pytest.raises(ValueError, match="shapes"):
-        _native.search_scale(weight, None, 32, 1.0, -8, 7, table, -8.0, places, 1, np.empty(3, np.float32))
+        kernel.fit(weight, None, np.empty((1, 3), np.float32), none)
     with pytest.raises(ValueError, match="shapes"):
-        _native.search_scale(weight, None, 24, 1.0, -8, 7, table, -8.0, places, 1, np.empty(2, np.float32))
+        kernel.fit(np.zeros((2, 64), np.float32), None, halves, none)
+    with pytest.raises(ValueError, match="shapes"):
+        kernel.quantize(weight, np.ones(31, np.float32), packed)
+    with pytest.raises(ValueError, match="shapes"):
+        kernel.quantize(weight.astype(np.float64), None, packed)
+    with pytest.raises(ValueError, match="shapes"):
+        kernel.quantize(weight, None, np.empty((2, 17), np.uint8))
+
+
+def test_descriptions_that_dont_fit_are_refused():
+    grid = -8.0, 7.0, 8.0, np.empty(0, np.float32), np.empty(0, np.uint8)
+    search = _native.ScaleSearch(-8, [-8.0], 1)
+    codes = np.array([[0, 0, 16, 1, 0, 15, 2, 0], [0, 16, 16, 1, 0, 15, 2, 4]], np.int32)
+    _native.BlockKernel(32, 32, 1.0, grid, (18, [0], 0, 0, 0, codes), search)
+    beyond = codes.copy()
+    beyond[1, 6] = 3
+    for block, group, layout in (
+        (24, 24, (18, [0], 0, 0, 0, codes)),
+        (32, 16, (18, [0], 0, 0, 0, codes)),
+        (32, 32, (18, [17], 0, 0, 0, codes)),
+        (32, 32, (18, [0, 2], 0, 0, 0, codes)),
+        (32, 32, (18, [0], 0, 0, 0, beyond)),
+    ):
+        with pytest.raises(ValueError, match="shapes"):
+            _native.BlockKernel(block, group, 1.0, grid, layout, search)
+    with pytest.raises(ValueError, match="shapes"):
+        _native.ScaleSearch(-8, [], 1)

@@ -222,10 +222,10 @@ def test_large_models_are_cut_into_files_with_an_index(tiny_llama, tmp_path, mon
 
 @pytest.mark.parametrize("part", ["weight_packed", "weight_zero_point", "weight_scale", "weight_shape"])
 def test_what_reads_back_differently_does_not_get_the_name(tiny_llama, tmp_path, monkeypatch, part):
-    def corrupt(job, journal, progress):
+    def corrupt(job, journal, progress, threads):
         region = job.layout.parts[UP][part]
         journal.write(b"\x55" * 8, region.offset, region.file)
-        verify.verify_output(job, journal, progress)
+        verify.verify_output(job, journal, progress, threads)
 
     monkeypatch.setattr("fewbits.pipeline.quantize.verify_output", corrupt)
     with pytest.raises(VerificationError, match=r"layers\.1\.mlp\.up_proj"):
@@ -234,9 +234,9 @@ def test_what_reads_back_differently_does_not_get_the_name(tiny_llama, tmp_path,
 
 
 def test_side_files_are_read_back_too(tiny_llama, tmp_path, monkeypatch):
-    def corrupt(job, journal, progress):
+    def corrupt(job, journal, progress, threads):
         (part_path(journal.output) / "tokenizer.json").write_text("{}")
-        verify.verify_output(job, journal, progress)
+        verify.verify_output(job, journal, progress, threads)
 
     monkeypatch.setattr("fewbits.pipeline.quantize.verify_output", corrupt)
     with pytest.raises(VerificationError, match=r"tokenizer\.json"):

@@ -276,10 +276,10 @@ def test_two_runs_do_not_write_the_same_output(tiny_llama, tmp_path):
 def test_what_reads_back_differently_does_not_get_the_name(tiny_llama, tmp_path, monkeypatch):
     from fewbits.errors import VerificationError
 
-    def corrupt(job, journal, progress):
+    def corrupt(job, journal, progress, threads):
         region = job.layout.parts["blk.1.attn_q.weight"][WHOLE]
         journal.write(b"\x55" * 64, region.offset)
-        verify.verify_output(job, journal, progress)
+        verify.verify_output(job, journal, progress, threads)
 
     monkeypatch.setattr("fewbits.pipeline.quantize.verify_output", corrupt)
     with pytest.raises(VerificationError, match=r"blk\.1\.attn_q"):
@@ -290,10 +290,13 @@ def test_what_reads_back_differently_does_not_get_the_name(tiny_llama, tmp_path,
 def test_numbers_that_are_not_the_sources_are_found(tiny_llama, tmp_path, monkeypatch):
     from fewbits.algorithms.registry import NamedAlgorithm
     from fewbits.errors import VerificationError
+    from fewbits.formats.stored_rows import as_float32
 
-    honest = NamedAlgorithm.quantize
+    honest = NamedAlgorithm.quantize_rows
     monkeypatch.setattr(
-        NamedAlgorithm, "quantize", lambda self, weight, *rest: honest(self, np.flip(weight, 1) * -3, *rest)
+        NamedAlgorithm,
+        "quantize_rows",
+        lambda self, rows, *rest: honest(self, np.flip(as_float32(rows), 1) * -3, *rest),
     )
 
     with pytest.raises(VerificationError, match="squared error"):

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 from fewbits.calibration.statistics import Statistics
 from fewbits.formats import Format, QTensor
-from fewbits.formats.format import Floats
+from fewbits.formats.format import Floats, Parts
+from fewbits.formats.stored_rows import StoredRows
 
 
 class Algorithm(Protocol):
@@ -15,6 +16,7 @@ class Algorithm(Protocol):
 
     Attributes:
         name: as it stands in plans.
+        rounds: whether it is the format's own rounding (`Format.quantize_rows`), with importance or without.
         needs_statistics: whether it looks at calibration statistics. One that doesn't is run without calibration, on
             rows in chunks of any size, and must give each row the same codes whatever is passed with it.
     """
@@ -24,6 +26,10 @@ class Algorithm(Protocol):
         """As it stands in plans."""
 
     @property
+    def rounds(self) -> bool:
+        """Whether it is the format's own rounding."""
+
+    @property
     def needs_statistics(self) -> bool:
         """Whether it looks at calibration statistics."""
 
@@ -31,6 +37,14 @@ class Algorithm(Protocol):
         """float32 [N, K] -> QTensor, deterministic; single-threaded, since tensors run side by side.
 
         Raises:
+            PlanError: there are no statistics, and they are needed.
+        """
+
+    def quantize_rows(self, rows: StoredRows, fmt: Format[Any], importance: Floats | None = None) -> Parts:
+        """Rows [N, K] as the container's arrays, without statistics; importance float32 [K] or [N, K] if it `rounds`.
+
+        Raises:
+            NotFiniteError: there are NaN or infinities among them.
             PlanError: there are no statistics, and they are needed.
         """
 

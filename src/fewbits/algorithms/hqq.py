@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from fewbits.algorithms.block_runs import block_runs, joined
 from fewbits.algorithms.coordinate_descent import chosen
 from fewbits.algorithms.least_squares import least_squares
 from fewbits.formats import Format, QTensor
+from fewbits.formats.block_runs import block_runs, joined
 from fewbits.formats.format import Codes, Floats, LinearPart
 
 NAME = "hqq"

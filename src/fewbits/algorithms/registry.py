@@ -12,7 +12,8 @@ from fewbits.algorithms.held_out import checked
 from fewbits.calibration.statistics import Statistics
 from fewbits.errors import PlanError
 from fewbits.formats import Format, QTensor
-from fewbits.formats.format import Floats
+from fewbits.formats.format import Floats, Parts
+from fewbits.formats.stored_rows import StoredRows, finite_float32
 
 Function: TypeAlias = Callable[..., QTensor]
 
@@ -29,12 +30,14 @@ class NamedAlgorithm:
         function: weight, format and, if it needs them, statistics -> QTensor.
         options: by effort, what `function` is called with besides.
         needs_statistics: whether `function` takes statistics.
+        rounds: whether it does what `Format.quantize_rows` does.
     """
 
     name: str
     function: Function
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     needs_statistics: bool = True
+    rounds: bool = False
 
     def quantize(self, weight: Floats, fmt: Format[Any], statistics: Statistics | None = None) -> QTensor:
         """float32 [N, K] -> QTensor, with the function's own defaults.
@@ -43,6 +46,17 @@ class NamedAlgorithm:
             PlanError: there are no statistics, and they are needed.
         """
         return self._run(weight, fmt, statistics, {})
+
+    def quantize_rows(self, rows: StoredRows, fmt: Format[Any], importance: Floats | None = None) -> Parts:
+        """Rows [N, K] as the container's arrays, without statistics; importance float32 [K] or [N, K] if it `rounds`.
+
+        Raises:
+            NotFiniteError: there are NaN or infinities among them.
+            PlanError: there are no statistics, and they are needed.
+        """
+        if self.rounds:
+            return fmt.quantize_rows(rows, importance)
+        return self.quantize(finite_float32(rows, fmt.name), fmt).pack()
 
     def quantize_checked(
         self, weight: Floats, fmt: Format[Any], statistics: Statistics, effort: str = "balanced"
@@ -66,9 +80,9 @@ class NamedAlgorithm:
 _ALGORITHMS: dict[str, NamedAlgorithm] = {
     algorithm.name: algorithm
     for algorithm in (
-        NamedAlgorithm(rtn.NAME, rtn.quantize, needs_statistics=False),
+        NamedAlgorithm(rtn.NAME, rtn.quantize, needs_statistics=False, rounds=True),
         NamedAlgorithm(hqq.NAME, hqq.quantize, needs_statistics=False),
-        NamedAlgorithm(imatrix.NAME, imatrix.quantize),
+        NamedAlgorithm(imatrix.NAME, imatrix.quantize, rounds=True),
         NamedAlgorithm(gptq.NAME, gptq.quantize, gptq.EFFORTS),
         NamedAlgorithm(signround.NAME, signround.quantize, signround.EFFORTS),
     )

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from fewbits.algorithms.block_runs import block_runs, joined
 from fewbits.formats import Format, QTensor
-from fewbits.formats.format import Floats
+from fewbits.formats.format import Floats, fitted
 
 NAME = "rtn"
 
@@ -28,13 +25,4 @@ def quantize(weight: Floats, fmt: Format[Any], importance: Floats | None = None)
     Returns:
         QTensor of shape [N, K].
     """
-    rows, columns = weight.shape
-    block = fmt.block_of(columns)
-    blocks = weight.reshape(-1, block)
-    if importance is not None:
-        importance = np.broadcast_to(importance, weight.shape).reshape(-1, block)
-    runs = block_runs(rows, columns // block, fmt, max(len(blocks), 1))
-    pieces = [fmt.fit(blocks[run], None if importance is None else importance[run]) for run in runs]
-    params = joined(pieces, runs, len(blocks), fmt)
-    codes = fmt.round(blocks, params)
-    return QTensor(fmt, (rows, columns), codes.reshape(rows, columns), params)
+    return fitted(fmt, weight, importance)

@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from fewbits.formats.stored_rows import StoredRows
+
 Floats: TypeAlias = npt.NDArray[np.float32]
 
 
@@ -43,6 +45,10 @@ class LazyTensor(ABC):
     @abstractmethod
     def rows(self, start: int, stop: int) -> Floats:
         """Rows start … stop of the matrix, as float32 [stop - start, K], a fresh array."""
+
+    def stored_rows(self, start: int, stop: int) -> StoredRows:
+        """The same rows as they are stored where that is a type of 16 bits; else as float32."""
+        return self.rows(start, stop)
 
     def read(self) -> Floats:
         """The whole tensor as float32, in its own shape."""

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from fewbits.checkpoint.byte_range import read_bytes
 from fewbits.checkpoint.checkpoint import Floats, StoredTensor
 from fewbits.checkpoint.dtypes import STORAGE, decode_plain
+from fewbits.formats.stored_rows import StoredRows
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,13 @@ class FileTensor(StoredTensor):
         row_bytes = self.nbytes // n if n else 0
         data = read_bytes(self.path, self.offset + start * row_bytes, (stop - start) * row_bytes)
         return data.reshape(stop - start, row_bytes)
+
+    def stored_rows(self, start: int, stop: int) -> StoredRows:
+        """Rows start … stop [stop - start, K] as they lie in the file where they are F16 or BF16; else as float32."""
+        if self.dtype not in ("F16", "BF16"):
+            return self.rows(start, stop)
+        found: StoredRows = self.raw(start, stop).view(STORAGE[self.dtype])
+        return found
 
     def rows(self, start: int, stop: int) -> Floats:
         """Rows start … stop as float32 [stop - start, K], a fresh array."""

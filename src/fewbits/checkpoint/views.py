@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fewbits.checkpoint.checkpoint import Floats, LazyTensor
+from fewbits.formats.stored_rows import StoredRows
 
 # Rows nearer to each other than this are read in one go, with what lies between.
 _GAP = 4
@@ -36,6 +38,10 @@ class Renamed(LazyTensor):
     def rows(self, start: int, stop: int) -> Floats:
         """Rows start … stop as float32 [stop - start, K]."""
         return self.base.rows(start, stop)
+
+    def stored_rows(self, start: int, stop: int) -> StoredRows:
+        """Those of the base."""
+        return self.base.stored_rows(start, stop)
 
 
 class _View(LazyTensor):
@@ -74,15 +80,24 @@ class Permuted(_View):
 
     def rows(self, start: int, stop: int) -> Floats:
         """Rows start … stop as float32 [stop - start, K]: neighbours in the base are read together."""
+        found: Floats = self._gathered(self.base.rows, start, stop)
+        return found
+
+    def stored_rows(self, start: int, stop: int) -> StoredRows:
+        """The same as the base stores them."""
+        found: StoredRows = self._gathered(self.base.stored_rows, start, stop)
+        return found
+
+    def _gathered(self, read: Callable[[int, int], npt.NDArray[Any]], start: int, stop: int) -> Any:
         wanted = self.row_index[start:stop]
         order = np.argsort(wanted, kind="stable")
         ordered = wanted[order]
-        result = np.empty((len(wanted), self.base.matrix[1]), np.float32)
         cuts = np.flatnonzero(np.diff(ordered) > _GAP) + 1
+        result = np.empty((len(wanted), self.base.matrix[1]), read(0, 0).dtype)
         for places, group in zip(np.split(order, cuts), np.split(ordered, cuts), strict=True):
             if len(group):
                 first = int(group[0])
-                result[places] = self.base.rows(first, int(group[-1]) + 1)[group - first]
+                result[places] = read(first, int(group[-1]) + 1)[group - first]
         return result
 
 
@@ -102,14 +117,27 @@ class Stacked(_View):
 
     def rows(self, start: int, stop: int) -> Floats:
         """Rows start … stop as float32 [stop - start, K], across the parts."""
-        pieces = []
-        for part, end in zip(self.parts, self.ends.tolist(), strict=True):
-            begin = end - part.matrix[0]
-            if start < end and stop > begin:
-                pieces.append(part.rows(max(start, begin) - begin, min(stop, end) - begin))
+        pieces = [part.rows(first, last) for part, first, last in self._parts_of(start, stop)]
         if len(pieces) == 1:
             return pieces[0]
         return np.concatenate(pieces) if pieces else np.empty((0, self.matrix[1]), np.float32)
+
+    def stored_rows(self, start: int, stop: int) -> StoredRows:
+        """The same as a part stores them, where they are of one part."""
+        pieces = self._parts_of(start, stop)
+        if len(pieces) != 1:
+            return self.rows(start, stop)
+        part, first, last = pieces[0]
+        return part.stored_rows(first, last)
+
+    def _parts_of(self, start: int, stop: int) -> list[tuple[LazyTensor, int, int]]:
+        """The parts that hold rows start … stop, and which rows of each."""
+        begins = [int(end) - part.matrix[0] for part, end in zip(self.parts, self.ends, strict=True)]
+        return [
+            (part, max(start, begin) - begin, min(stop, int(end)) - begin)
+            for part, begin, end in zip(self.parts, begins, self.ends, strict=True)
+            if start < end and stop > begin
+        ]
 
 
 class RowRange(_View):
@@ -132,6 +160,10 @@ class RowRange(_View):
     def rows(self, start: int, stop: int) -> Floats:
         """Rows start … stop of the range as float32 [stop - start, K]."""
         return self.base.rows(self.start + start, self.start + stop)
+
+    def stored_rows(self, start: int, stop: int) -> StoredRows:
+        """The same as the base stores them."""
+        return self.base.stored_rows(self.start + start, self.start + stop)
 
 
 class Shifted(_View):

@@ -24,14 +24,7 @@ from fewbits.formats.integer_grid import IntegerGrid, IntegerParams
 from fewbits.formats.registry import register
 from fewbits.formats.scale_type import FLOAT32
 
-_DROPPED_BITS = 8
-
-
-def _round(scale: Floats) -> Floats:
-    """The nearest numbers of 16 significant bits."""
-    half = np.uint32(1 << (_DROPPED_BITS - 1))
-    bits = (np.ascontiguousarray(scale).view(np.uint32) + half) & ~np.uint32((1 << _DROPPED_BITS) - 1)
-    return bits.view(np.float32)
+_SIGNIFICANT = 16
 
 
 class BitsandbytesInt8Format(IntegerGrid):
@@ -41,8 +34,8 @@ class BitsandbytesInt8Format(IntegerGrid):
     bits = Fraction(8)
 
     def __init__(self) -> None:
-        largest = FLOAT32.largest / 2
-        super().__init__(8, "CHANNEL", 0, replace(FLOAT32, round=_round, largest=largest), symmetric=True)
+        scales = replace(FLOAT32, significant=_SIGNIFICANT, largest=FLOAT32.largest / 2)
+        super().__init__(8, "CHANNEL", 0, scales, symmetric=True)
 
     def pack(self, codes: Codes, params: IntegerParams) -> Parts:
         """The arrays above, of some rows."""

@@ -26,6 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fewbits.errors import FormatError
+from fewbits.formats.block_runs import block_runs, joined
+from fewbits.formats.stored_rows import StoredRows, finite_float32
 
 if TYPE_CHECKING:
     from fewbits.formats.numbers import Numbers
@@ -150,6 +152,8 @@ class Format(ABC, Generic[P]):
         block_rows: neighbouring rows that share parameters, counted from the first; the last of them may be fewer.
             Where it isn't 1, `fit` takes rows of one block of columns, from the first of a band on.
         step: columns rounded together (1 for scalar grids, 8 for lattice codebooks).
+        chunk: weights that `quantize_rows` is best called with at a time.
+        workspace: bytes for each of them that it holds meanwhile, its arguments and its result included.
         bits: exact bits per weight, scales included (for ``block == 0``: of the codes alone, see `nbytes`).
         fallback: name of the format that takes rows whose length `block` doesn't divide, or None.
     """
@@ -159,6 +163,10 @@ class Format(ABC, Generic[P]):
     group: int = 0
     block_rows: int = 1
     step: int = 1
+    # NumPy's float32 arrays of 256 KiB stay in a core's cache, and its overhead per call is small against them. The
+    # searches keep 40 such arrays at once.
+    chunk: int = 1 << 16
+    workspace: int = 160
     bits: Fraction
     fallback: str | None = None
     params_type: ClassVar[type[Params]]
@@ -192,6 +200,18 @@ class Format(ABC, Generic[P]):
     @abstractmethod
     def unpack(self, parts: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int]) -> tuple[Codes, P]:
         """The inverse of `pack`: codes [N, K] and params of R blocks."""
+
+    def quantize_rows(self, rows: StoredRows, importance: Floats | None = None) -> Parts:
+        """Fit, round and pack whole rows: what plain rounding is.
+
+        Args:
+            rows: [N, K], as the source holds them.
+            importance: float32 [K], or [N, K] where rows differ in it; or None.
+
+        Raises:
+            NotFiniteError: there are NaN or infinities among them.
+        """
+        return fitted(self, finite_float32(rows, self.name), importance).pack()
 
     def numbers(self, tensor: QTensor) -> Numbers:
         """What a tensor in this format says, in words that other formats understand.
@@ -357,3 +377,20 @@ class QTensor:
     def pack(self) -> Parts:
         """The container's arrays."""
         return self.format.pack(self.codes, self.params)
+
+
+def fitted(fmt: Format[Any], weight: Floats, importance: Floats | None = None) -> QTensor:
+    """A matrix float32 [N, K] with every block's parameters by the format's own fit, and the nearest codes.
+
+    `importance` as in `Format.quantize_rows`.
+    """
+    rows, columns = weight.shape
+    block = fmt.block_of(columns)
+    blocks = weight.reshape(-1, block)
+    if importance is not None:
+        importance = np.broadcast_to(importance, weight.shape).reshape(-1, block)
+    runs = block_runs(rows, columns // block, fmt, max(len(blocks), 1))
+    pieces = [fmt.fit(blocks[run], None if importance is None else importance[run]) for run in runs]
+    params = joined(pieces, runs, len(blocks), fmt)
+    codes = fmt.round(blocks, params)
+    return QTensor(fmt, (rows, columns), codes.reshape(rows, columns), params)

@@ -1,4 +1,4 @@
-"""What all block formats of GGUF share: sizes, bit folding, float16 scales, and the way into the searches.
+"""What all block formats of GGUF share: sizes, layouts, and the way into the kernels.
 
 A GGUF tensor is a matrix of bytes: each row of K weights is K/B blocks, each block a fixed number of bytes
 that holds B codes and their scales. Source: ggml's quantized types (MIT), as documented in docs/formats.md.
@@ -13,19 +13,29 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from fractions import Fraction
+from functools import lru_cache
 from math import prod
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from fewbits.errors import FormatError
+from fewbits import _native
+from fewbits.errors import FormatError, NotFiniteError
+from fewbits.formats.block_layout import BlockLayout
 from fewbits.formats.format import Codes, Floats, Format, Params, Parts, ScaledGrid
+from fewbits.formats.stored_rows import StoredRows
 
-Bytes = npt.NDArray[np.uint8]
 P = TypeVar("P", bound=Params)
-# Weights, importance, columns of a group, largest weight, lowest and highest value of the grid, its table.
-KernelBlocks: TypeAlias = tuple[Floats, Floats | None, int, float, float, float, Floats]
+Search: TypeAlias = (
+    _native.ScaleSearch
+    | _native.AffineSearch
+    | _native.SuperScaleSearch
+    | _native.SuperAffineSearch
+    | _native.ExponentSearch
+)
+# Lowest and highest value of a grid, code of 0, its tables.
+KernelGrid: TypeAlias = tuple[float, float, float, Floats, Codes]
 
 # Weights per block, bytes per block.
 SIZES: dict[str, tuple[int, int]] = {
@@ -100,19 +110,24 @@ class Grid(Protocol):
 class BlockFormat(Format[P]):
     """A GGUF format whose blocks are packed one by one into the single part ``data``: uint8 [N, K/B*bytes].
 
-    Subclasses say how a block is searched (`_search`) and laid out (`_pack_blocks`, `_unpack_blocks`). The search is
-    the specification of a kernel in native/, which those that have one call in `_search_blocks`.
+    Subclasses say how a block is searched (`_search`), with which candidates (`_kernel_search`), and what of the
+    parameters is stored (`_stored`, `_restored`). `_search`, `round` and the layout are the specification of a kernel
+    in native/, which does all three in one pass over the rows (`quantize_rows`).
 
     Attributes:
         group: columns that share the innermost scale (all of a block where there is one scale).
-        block_bytes: bytes of one block.
+        layout: where everything lies in a block's bytes.
         largest: magnitude beyond which weights needn't be told apart.
         grid: what codes stand for before scaling.
     """
 
     group: int = 32
+    layout: BlockLayout
     largest: np.float32 = LARGEST
     grid: Grid
+    # The kernel keeps a few blocks at a time; what counts is a chunk's rows and bytes.
+    chunk = 1 << 19
+    workspace = 8
 
     @property
     def codes(self) -> range:
@@ -130,22 +145,56 @@ class BlockFormat(Format[P]):
         """Parameters of one tile: weight and importance float32 [g, G, R], importance at most 1."""
 
     @abstractmethod
-    def _pack_blocks(self, codes: Codes, params: P) -> list[Bytes]:
-        """The fields of each block in order: codes [R, B] -> uint8 [R, bytes of the field] each."""
+    def _kernel_search(self, *, weighted: bool) -> Search:
+        """The same search for the kernel, without or with importance."""
 
     @abstractmethod
-    def _unpack_blocks(self, data: Bytes) -> tuple[Codes, P]:
-        """The inverse: uint8 [R, block_bytes] -> codes [R, B] and params."""
+    def _stored(self, params: P) -> tuple[tuple[Floats, ...], Codes]:
+        """What of the parameters is stored: float16 numbers float32 [R] each, integers uint8 [R, layout.scales]."""
+
+    @abstractmethod
+    def _restored(self, halves: tuple[Floats, ...], scales: Codes) -> P:
+        """The inverse."""
 
     def fit(self, weight: Floats, importance: Floats | None = None) -> P:
         """Choose parameters, see `Format.fit`; a block gets the same ones whatever is passed with it."""
         if weight.ndim != 2 or weight.shape[1] != self.block:
             raise FormatError(f"{self.name} fits blocks of {self.block} columns", found=f"{weight.shape}")
-        return self._search_blocks(weight, importance)
+        weight = np.ascontiguousarray(weight, np.float32)
+        if importance is not None:
+            importance = np.ascontiguousarray(importance, np.float32)
+        halves = np.empty((len(self.layout.halves), len(weight)), np.float32)
+        scales = np.empty((len(weight), self.layout.scales), np.uint8)
+        _kernel(self, importance is not None).fit(weight, importance, halves, scales)
+        scales -= np.uint8(self.layout.raised)
+        return self._restored(tuple(halves), scales)
 
-    def _search_blocks(self, weight: Floats, importance: Floats | None) -> P:
-        """Parameters of R blocks, as `specified_fit` finds them: weight [R, B], importance [R, B], [B] or None."""
-        return self.specified_fit(weight, importance)
+    def quantize_rows(self, rows: StoredRows, importance: Floats | None = None) -> Parts:
+        """See `Format.quantize_rows`: the parts are those of `fit`, `round` and `pack`, byte for byte."""
+        count, columns = rows.shape
+        packed = np.empty((count, columns // self.block_of(columns) * self.block_bytes), np.uint8)
+        if importance is not None:
+            importance = np.ascontiguousarray(importance, np.float32)
+        kernel = _kernel(self, importance is not None)
+        if not kernel.quantize(np.ascontiguousarray(rows), importance, packed):
+            raise NotFiniteError(self.name)
+        return {"data": packed}
+
+    def fit_group_natively(
+        self, weight: Floats, importance: Floats | None, halves: Floats, scales: Floats
+    ) -> None:
+        """The search for the scales of one group alone; `scales` are what may not get worse, and are changed.
+
+        Args:
+            weight: float32 [R, group].
+            importance: float32 [group], or None.
+            halves: d, and dmin where there is one, float32 [halves, R].
+            scales: sub-scale, and minimum where there is one, float32 [halves, R].
+        """
+        weight = np.ascontiguousarray(weight, np.float32)
+        if importance is not None:
+            importance = np.ascontiguousarray(importance, np.float32)
+        _kernel(self, importance is not None).fit_group(weight, importance, halves, scales)
 
     def specified_fit(self, weight: Floats, importance: Floats | None = None) -> P:
         """What `fit` finds, by `_search` itself."""
@@ -157,21 +206,31 @@ class BlockFormat(Format[P]):
             pieces.append(self._search(*self._columns_first(weight[rows], of_rows)))
         return pieces[0] if len(pieces) == 1 else type(pieces[0]).join(pieces)
 
-    def _kernel_blocks(self, weight: Floats, importance: Floats | None) -> KernelBlocks:
-        """What all kernels take first: the blocks, and what they are searched with."""
-        if importance is not None:
-            importance = np.ascontiguousarray(importance, np.float32)
+    def _kernel_grid(self) -> KernelGrid:
         grid = self.grid
-        low, high = float(grid.low), float(grid.high)
-        weight = np.ascontiguousarray(weight, np.float32)
-        return weight, importance, self.group, float(self.largest), low, high, grid.table
+        return float(grid.low), float(grid.high), float(grid.zero), grid.table, grid.code_table
+
+    def kernel(self, *, weighted: bool) -> _native.BlockKernel:
+        """The kernel that does what this format specifies, without or with importance."""
+        layout = self.layout
+        stored = (
+            layout.nbytes,
+            list(layout.halves),
+            layout.scales,
+            layout.raised,
+            layout.flipped,
+            layout.table,
+        )
+        search = self._kernel_search(weighted=weighted)
+        return _native.BlockKernel(
+            self.block, self.group, float(self.largest), self._kernel_grid(), stored, search
+        )
 
     def _scaled(self, scale: Floats, minimum: Floats | None = None) -> ScaledGrid:
         """The grid with scales and minima of some groups, float32 [R, G]."""
-        grid, scale = self.grid, np.ascontiguousarray(scale.T)
+        scale = np.ascontiguousarray(scale.T)
         low = np.zeros_like(scale) if minimum is None else np.ascontiguousarray(minimum.T)
-        ends = float(grid.low), float(grid.high), float(grid.zero)
-        return ScaledGrid(*ends, grid.table, grid.code_table, scale, low)
+        return ScaledGrid(*self._kernel_grid(), scale, low)
 
     def _columns_first(self, weight: Floats, importance: Floats | None) -> tuple[Floats, Floats | None]:
         """[R, B] -> [g, G, R] of both: sums inside a group become sums of whole vectors over blocks.
@@ -194,8 +253,9 @@ class BlockFormat(Format[P]):
         """``data``: uint8 [N, K/B*bytes]."""
         rows, columns = codes.shape
         blocks = columns // self.block_of(columns)
-        fields = self._pack_blocks(codes.reshape(-1, self.block), params)
-        return {"data": np.concatenate(fields, axis=1).reshape(rows, blocks * self.block_bytes)}
+        halves, scales = self._stored(params)
+        data = self.layout.pack(codes.reshape(-1, self.block), scales, halves)
+        return {"data": data.reshape(rows, blocks * self.block_bytes)}
 
     def unpack(self, parts: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int]) -> tuple[Codes, P]:
         """The inverse of `pack`.
@@ -212,8 +272,8 @@ class BlockFormat(Format[P]):
                 found=f"{data.dtype} {data.shape}",
                 allowed=f"uint8 ({rows}, {width})",
             )
-        codes, params = self._unpack_blocks(data.reshape(-1, self.block_bytes))
-        return codes.reshape(shape), params
+        codes, scales, halves = self.layout.unpack(data.reshape(-1, self.block_bytes), self.block)
+        return codes.reshape(shape), self._restored(halves, scales)
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Exact bytes of a tensor of this shape."""
@@ -221,46 +281,15 @@ class BlockFormat(Format[P]):
         return prod(shape) // self.block * self.block_bytes
 
 
-def half_bytes(values: Floats) -> Bytes:
-    """Numbers that a float16 holds, float32 [R] -> uint8 [R, 2], little-endian."""
-    return values.astype("<f2").view(np.uint8).reshape(-1, 2)
-
-
-def from_half_bytes(data: Bytes) -> Floats:
-    """uint8 [R, 2] -> float32 [R]."""
-    return np.ascontiguousarray(data).view("<f2").astype(np.float32).reshape(-1)
+@lru_cache(maxsize=64)
+def _kernel(fmt: BlockFormat[Any], weighted: bool) -> _native.BlockKernel:
+    # Not an attribute of the format: those are sent to other processes, kernels can't be.
+    return fmt.kernel(weighted=weighted)
 
 
 def reciprocal(scale: Floats) -> Floats:
     """1/scale, and 0 where scale is 0: all weights of such a block round to the code of zero."""
     return np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
-
-
-def fold(values: Codes, bits: int, span: int) -> Bytes:
-    """Pack narrow numbers: of 8/bits runs of `span` numbers, the first takes the low bits of `span` bytes.
-
-        fold(v, bits=4, span=16), one block of 32:   byte j = v[j] | v[j + 16] << 4
-        fold(v, bits=1, span=1):                     bit i of byte b = v[8b + i]
-
-    Args:
-        values: uint8 [R, n], each below 2**bits; n a multiple of 8/bits * span.
-        bits: 1, 2 or 4.
-        span: bytes between the numbers of one byte.
-    """
-    width = values.shape[1] * bits // 8
-    runs = values.reshape(len(values), width // span, 8 // bits, span)
-    folded: Bytes = runs[:, :, 0].copy()
-    for i in range(1, 8 // bits):  # several times as fast as a reduction over this short axis
-        folded |= runs[:, :, i] << np.uint8(i * bits)
-    return folded.reshape(len(values), width)
-
-
-def unfold(data: Bytes, bits: int, span: int) -> Codes:
-    """The inverse of `fold`: uint8 [R, n*bits/8] -> uint8 [R, n]."""
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    width = data.shape[1]
-    runs = data.reshape(len(data), width // span, 1, span) >> shifts[:, None]
-    return (runs & np.uint8(2**bits - 1)).reshape(len(data), width * 8 // bits)
 
 
 def per_column(values: Floats, column: int, count: int, group: int) -> Floats:

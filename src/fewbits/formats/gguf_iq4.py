@@ -5,11 +5,8 @@ The levels are closer together near zero, as weights are. Layouts are drawn in d
 
 from __future__ import annotations
 
-import numpy as np
-
-from fewbits.formats.format import Codes
-from fewbits.formats.gguf_block import Bytes, fold, from_half_bytes, half_bytes, unfold
-from fewbits.formats.gguf_k import ALL, INT6_PLACES, NEAR, SuperScaleFormat, SuperScaleParams
+from fewbits.formats.block_layout import BlockLayout, fold
+from fewbits.formats.gguf_k import ALL, INT6_PLACES, NEAR, SuperScaleFormat
 from fewbits.formats.gguf_legacy import ScaleFormat
 from fewbits.formats.gguf_search import LookupGrid, fan
 from fewbits.formats.registry import register
@@ -37,15 +34,17 @@ class IQ4XS(SuperScaleFormat):
     super_places = INT6_PLACES
     windows = (NEAR, ALL)
 
-    def _pack_blocks(self, codes: Codes, params: SuperScaleParams) -> list[Bytes]:
-        shifted = (params.sub + np.int8(32)).view(np.uint8)
-        high, low = fold(shifted >> np.uint8(4), 2, 1), fold(shifted & np.uint8(15), 4, 1)
-        return [half_bytes(params.d), high, low, fold(codes, 4, 16)]
-
-    def _unpack_blocks(self, data: Bytes) -> tuple[Codes, SuperScaleParams]:
-        shifted = unfold(data[:, 4:8], 4, 1) | unfold(data[:, 2:4], 2, 1) << np.uint8(4)
-        params = SuperScaleParams(from_half_bytes(data[:, :2]), shifted.view(np.int8) - np.int8(32))
-        return unfold(data[:, 8:], 4, 16), params
+    layout = BlockLayout(
+        136,
+        [
+            *fold(8, 2, 1, byte=2, shift=4, of_scales=True),
+            *fold(8, 4, 1, byte=4, of_scales=True),
+            *fold(256, 4, 16, byte=8),
+        ],
+        halves=(0,),
+        scales=8,
+        raised=32,
+    )
 
 
 # IQ4_NL: byte 0 d, 2 qs[16] as in Q4_0.

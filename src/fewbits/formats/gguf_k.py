@@ -16,19 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fewbits import _native
+from fewbits.formats.block_layout import BlockLayout, fold, run
 from fewbits.formats.format import Codes, Floats, LinearPart, Params, ScaledGrid
-from fewbits.formats.gguf_block import (
-    BlockFormat,
-    Bytes,
-    Grid,
-    fold,
-    from_half_bytes,
-    half_bytes,
-    per_column,
-    reciprocal,
-    unfold,
-)
-from fewbits.formats.gguf_search import Tile, UniformGrid, as_array, cut_ranges, fan, trims
+from fewbits.formats.gguf_block import BlockFormat, Grid, per_column, reciprocal
+from fewbits.formats.gguf_search import Tile, UniformGrid, cut_ranges, fan, trims
 from fewbits.formats.gguf_super_search import (
     GROUP_WINDOW,
     search_both_ways,
@@ -123,14 +114,15 @@ class SuperScaleFormat(BlockFormat[SuperScaleParams]):
         )
         return SuperScaleParams(found.d, np.ascontiguousarray(found.sub.T.astype(np.int8)))
 
-    def _search_blocks(self, weight: Floats, importance: Floats | None) -> SuperScaleParams:
-        weighted = importance is not None
-        d = np.empty(len(weight), np.float32)
-        sub = np.empty((len(weight), self.block // self.group), np.float32)
-        places, super_places = as_array(self.places[weighted]), as_array(self.super_places)
-        windows, blocks = list(self.windows[weighted]), self._kernel_blocks(weight, importance)
-        _native.search_super_scale(*blocks, places, super_places, *self.limits, windows, d, sub)
-        return SuperScaleParams(d, sub.astype(np.int8))
+    def _kernel_search(self, *, weighted: bool) -> _native.SuperScaleSearch:
+        places, windows = self.places[weighted], self.windows[weighted]
+        return _native.SuperScaleSearch(places, self.super_places, *self.limits, windows, GROUP_WINDOW)
+
+    def _stored(self, params: SuperScaleParams) -> tuple[tuple[Floats, ...], Codes]:
+        return (params.d,), params.sub.view(np.uint8)
+
+    def _restored(self, halves: tuple[Floats, ...], scales: Codes) -> SuperScaleParams:
+        return SuperScaleParams(halves[0], scales.view(np.int8))
 
     def round(self, weight: Floats, params: SuperScaleParams, column: int = 0) -> Codes:
         """Nearest codes: float32 [R, S] -> uint8 [R, S]."""
@@ -178,11 +170,9 @@ class SuperScaleFormat(BlockFormat[SuperScaleParams]):
         self, weight: Floats, params: SuperScaleParams, group: int, importance: Floats | None = None
     ) -> SuperScaleParams:
         """Choose the sub-scale of one group anew, see `Format.fit_group`."""
-        sub = params.sub[:, group].astype(np.float32)
-        places, d = as_array(self.places[importance is not None]), np.ascontiguousarray(params.d)
-        blocks = self._kernel_blocks(weight, importance)
-        _native.search_group_scale(*blocks, places, *self.limits, GROUP_WINDOW, d, sub)
-        return replace(params, sub=_with_column(params.sub, group, sub))
+        halves, scales = params.d[None], params.sub[:, group].astype(np.float32)[None]
+        self.fit_group_natively(weight, importance, halves, scales)
+        return replace(params, sub=_with_column(params.sub, group, scales[0]))
 
     def specified_fit_group(
         self, weight: Floats, params: SuperScaleParams, group: int, importance: Floats | None = None
@@ -228,13 +218,16 @@ class SuperAffineFormat(BlockFormat[SuperAffineParams]):
         sub, low = (np.ascontiguousarray(part.T.astype(np.uint8)) for part in (found.sub, found.low))
         return SuperAffineParams(found.d, found.dmin, sub, low)
 
-    def _search_blocks(self, weight: Floats, importance: Floats | None) -> SuperAffineParams:
-        d, dmin = np.empty((2, len(weight)), np.float32)
-        sub, low = np.empty((2, len(weight), self.block // self.group), np.float32)
-        ranges = cut_ranges(self.cuts[importance is not None], self.grid.high)
-        places, blocks = as_array(self.super_places), self._kernel_blocks(weight, importance)
-        _native.search_super_affine(*blocks, *ranges, places, self.highest, ROUNDS, d, dmin, sub, low)
-        return SuperAffineParams(d, dmin, sub.astype(np.uint8), low.astype(np.uint8))
+    def _kernel_search(self, *, weighted: bool) -> _native.SuperAffineSearch:
+        ranges = cut_ranges(self.cuts[weighted], self.grid.high)
+        return _native.SuperAffineSearch(*ranges, self.super_places, self.highest, ROUNDS)
+
+    def _stored(self, params: SuperAffineParams) -> tuple[tuple[Floats, ...], Codes]:
+        return (params.d, params.dmin), np.concatenate([params.sub, params.low], axis=1)
+
+    def _restored(self, halves: tuple[Floats, ...], scales: Codes) -> SuperAffineParams:
+        sub, low = (np.ascontiguousarray(part) for part in np.split(scales, 2, axis=1))
+        return SuperAffineParams(halves[0], halves[1], sub, low)
 
     def round(self, weight: Floats, params: SuperAffineParams, column: int = 0) -> Codes:
         """Nearest codes: float32 [R, S] -> uint8 [R, S]."""
@@ -294,12 +287,10 @@ class SuperAffineFormat(BlockFormat[SuperAffineParams]):
         self, weight: Floats, params: SuperAffineParams, group: int, importance: Floats | None = None
     ) -> SuperAffineParams:
         """Choose sub-scale and minimum of one group anew, see `Format.fit_group`."""
-        sub, low = params.sub[:, group].astype(np.float32), params.low[:, group].astype(np.float32)
-        ranges = cut_ranges(self.cuts[importance is not None], self.grid.high)
-        d, dmin = np.ascontiguousarray(params.d), np.ascontiguousarray(params.dmin)
-        blocks = self._kernel_blocks(weight, importance)
-        _native.search_group_affine(*blocks, *ranges, self.highest, d, dmin, sub, low)
-        return self._with_pair(params, group, sub, low)
+        halves = np.stack([params.d, params.dmin])
+        scales = np.stack([params.sub[:, group], params.low[:, group]]).astype(np.float32)
+        self.fit_group_natively(weight, importance, halves, scales)
+        return self._with_pair(params, group, *scales)
 
     def specified_fit_group(
         self, weight: Floats, params: SuperAffineParams, group: int, importance: Floats | None = None
@@ -331,15 +322,16 @@ class Q6K(SuperScaleFormat):
     places = (Q6_K_PLACES, Q6_K_WEIGHTED)
     super_places = INT8_PLACES
     windows = (NEAR, WIDE)
-
-    def _pack_blocks(self, codes: Codes, params: SuperScaleParams) -> list[Bytes]:
-        low, high = fold(codes & np.uint8(15), 4, 64), fold(codes >> np.uint8(4), 2, 32)
-        return [low, high, params.sub.view(np.uint8), half_bytes(params.d)]
-
-    def _unpack_blocks(self, data: Bytes) -> tuple[Codes, SuperScaleParams]:
-        codes = unfold(data[:, :128], 4, 64) | unfold(data[:, 128:192], 2, 32) << np.uint8(4)
-        sub = np.ascontiguousarray(data[:, 192:208]).view(np.int8)
-        return codes, SuperScaleParams(from_half_bytes(data[:, 208:]), sub)
+    layout = BlockLayout(
+        210,
+        [
+            *fold(256, 4, 64, byte=0),
+            *fold(256, 2, 32, byte=128, shift=4),
+            run(16, 8, byte=192, of_scales=True),
+        ],
+        halves=(208,),
+        scales=16,
+    )
 
 
 class Q3K(SuperScaleFormat):
@@ -358,17 +350,18 @@ class Q3K(SuperScaleFormat):
     places = (Q3_K_PLACES, Q3_K_PLACES)
     super_places = INT6_PLACES
     windows = (NEAR, ALL)
-
-    def _pack_blocks(self, codes: Codes, params: SuperScaleParams) -> list[Bytes]:
-        shifted = (params.sub + np.int8(32)).view(np.uint8)
-        subs = [fold(shifted & np.uint8(15), 4, 8), fold(shifted >> np.uint8(4), 2, 4)]
-        low, high = fold(codes & np.uint8(3), 2, 32), fold(codes >> np.uint8(2), 1, 32)
-        return [high, low, *subs, half_bytes(params.d)]
-
-    def _unpack_blocks(self, data: Bytes) -> tuple[Codes, SuperScaleParams]:
-        codes = unfold(data[:, 32:96], 2, 32) | unfold(data[:, :32], 1, 32) << np.uint8(2)
-        shifted = unfold(data[:, 96:104], 4, 8) | unfold(data[:, 104:108], 2, 4) << np.uint8(4)
-        return codes, SuperScaleParams(from_half_bytes(data[:, 108:]), shifted.view(np.int8) - np.int8(32))
+    layout = BlockLayout(
+        110,
+        [
+            *fold(256, 1, 32, byte=0, shift=2),
+            *fold(256, 2, 32, byte=32),
+            *fold(16, 4, 8, byte=96, of_scales=True),
+            *fold(16, 2, 4, byte=104, shift=4, of_scales=True),
+        ],
+        halves=(108,),
+        scales=16,
+        raised=32,
+    )
 
 
 class Q2K(SuperAffineFormat):
@@ -383,74 +376,53 @@ class Q2K(SuperAffineFormat):
     highest = 15
     cuts = (trims(*Q2_K_CUTS, 3), trims(*Q2_K_WEIGHTED_CUTS, 3))
     super_places = UINT4_PLACES
-
-    def _pack_blocks(self, codes: Codes, params: SuperAffineParams) -> list[Bytes]:
-        subs = params.sub | params.low << np.uint8(4)
-        return [subs, fold(codes, 2, 32), half_bytes(params.d), half_bytes(params.dmin)]
-
-    def _unpack_blocks(self, data: Bytes) -> tuple[Codes, SuperAffineParams]:
-        subs = data[:, :16]
-        d, dmin = from_half_bytes(data[:, 80:82]), from_half_bytes(data[:, 82:])
-        params = SuperAffineParams(d, dmin, subs & np.uint8(15), subs >> np.uint8(4))
-        return unfold(data[:, 16:80], 2, 32), params
+    layout = BlockLayout(
+        84,
+        [*fold(32, 4, 16, byte=0, of_scales=True), *fold(256, 2, 32, byte=16)],
+        halves=(80, 82),
+        scales=32,
+    )
 
 
-# sub and low of eight groups, six bits each, in 12 bytes:
+# sub and low of eight groups, six bits each, in 12 bytes from byte 4 on:
 #   byte i, i < 4:      | sub[i + 4] >> 4 : 2 | sub[i] : 6 |
 #   byte 4 + i:         | low[i + 4] >> 4 : 2 | low[i] : 6 |
 #   byte 8 + i:         | low[i + 4] & 15 : 4 | sub[i + 4] & 15 : 4 |
-def _pack_pairs(sub: Codes, low: Codes) -> Bytes:
-    four, fifteen = np.uint8(4), np.uint8(15)
-    top = [part[:, :4] | part[:, 4:] >> four << np.uint8(6) for part in (sub, low)]
-    return np.concatenate([*top, sub[:, 4:] & fifteen | (low[:, 4:] & fifteen) << four], axis=1)
-
-
-def _unpack_pairs(data: Bytes) -> tuple[Codes, Codes]:
-    four, top, bottom = np.uint8(4), np.uint8(48), np.uint8(63)
-    first, second, rest = data[:, :4], data[:, 4:8], data[:, 8:12]
-    sub = np.concatenate([first & bottom, rest & np.uint8(15) | first >> np.uint8(2) & top], axis=1)
-    low = np.concatenate([second & bottom, rest >> four | second >> np.uint8(2) & top], axis=1)
-    return sub, low
+_PAIRS = (
+    run(4, 6, byte=4, of_scales=True),
+    run(4, 2, byte=4, first=4, shift=4, left=6, of_scales=True),
+    run(4, 6, byte=8, first=8, of_scales=True),
+    run(4, 2, byte=8, first=12, shift=4, left=6, of_scales=True),
+    run(4, 4, byte=12, first=4, of_scales=True),
+    run(4, 4, byte=12, first=12, left=4, of_scales=True),
+)
 
 
 class Q4K(SuperAffineFormat):
-    """Byte 0 d, 2 dmin, 4 subs[12] (see `_pack_pairs`), 16 qs[128].
+    """Byte 0 d, 2 dmin, 4 subs[12] (see `_PAIRS`), 16 qs[128].
 
     For each quarter of the block (64 codes c, 32 bytes of qs):  qs[l]:  | c[l + 32] : 4 | c[l] : 4 |
     """
 
     grid = UniformGrid(0, 15)
     cuts = (trims(*K_CUTS, 15), trims(*K_WEIGHTED_CUTS, 15))
-
-    def _pack_blocks(self, codes: Codes, params: SuperAffineParams) -> list[Bytes]:
-        scales = [half_bytes(params.d), half_bytes(params.dmin), _pack_pairs(params.sub, params.low)]
-        return [*scales, fold(codes, 4, 32)]
-
-    def _unpack_blocks(self, data: Bytes) -> tuple[Codes, SuperAffineParams]:
-        return unfold(data[:, 16:], 4, 32), _unpack_scales(data)
+    layout = BlockLayout(144, [*_PAIRS, *fold(256, 4, 32, byte=16)], halves=(0, 2), scales=16)
 
 
 class Q5K(SuperAffineFormat):
-    """Byte 0 d, 2 dmin, 4 subs[12] (see `_pack_pairs`), 16 qh[32], 48 qs[128].
+    """Byte 0 d, 2 dmin, 4 subs[12] (see `_PAIRS`), 16 qh[32], 48 qs[128].
 
     qh[l]: bit i = c[32i + l] >> 4; qs as in Q4_K with the low four bits.
     """
 
     grid = UniformGrid(0, 31)
     cuts = (trims(*K_CUTS, 31), trims(*K_WEIGHTED_CUTS, 31))
-
-    def _pack_blocks(self, codes: Codes, params: SuperAffineParams) -> list[Bytes]:
-        scales = [half_bytes(params.d), half_bytes(params.dmin), _pack_pairs(params.sub, params.low)]
-        return [*scales, fold(codes >> np.uint8(4), 1, 32), fold(codes & np.uint8(15), 4, 32)]
-
-    def _unpack_blocks(self, data: Bytes) -> tuple[Codes, SuperAffineParams]:
-        codes = unfold(data[:, 48:], 4, 32) | unfold(data[:, 16:48], 1, 32) << np.uint8(4)
-        return codes, _unpack_scales(data)
-
-
-def _unpack_scales(data: Bytes) -> SuperAffineParams:
-    d, dmin = from_half_bytes(data[:, :2]), from_half_bytes(data[:, 2:4])
-    return SuperAffineParams(d, dmin, *_unpack_pairs(data[:, 4:16]))
+    layout = BlockLayout(
+        176,
+        [*_PAIRS, *fold(256, 1, 32, byte=16, shift=4), *fold(256, 4, 32, byte=48)],
+        halves=(0, 2),
+        scales=16,
+    )
 
 
 Q6_K = register(Q6K("Q6_K"))

@@ -14,9 +14,11 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from fewbits import _native
 from fewbits.errors import FormatError
+from fewbits.formats.block_layout import BlockLayout, fold, run
 from fewbits.formats.format import Codes, Floats, Format, LinearPart, Params, QTensor
-from fewbits.formats.gguf_block import BlockFormat, Bytes, fold, unfold
+from fewbits.formats.gguf_block import BlockFormat
 from fewbits.formats.gguf_search import LookupGrid, Tile
 from fewbits.formats.minifloat import E2M1
 from fewbits.formats.numbers import FloatNumbers, Numbers, UnlikeError
@@ -52,6 +54,7 @@ class MXFP4Format(BlockFormat[ExponentParams]):
     params_type: ClassVar[type[Params]] = ExponentParams
     largest = np.finfo(np.float32).max
     grid = LookupGrid(DOUBLED)
+    layout = BlockLayout(17, [run(1, 8, byte=0, of_scales=True), *fold(32, 4, 16, byte=1)], scales=1)
 
     def _search(self, weight: Floats, importance: Floats | None) -> ExponentParams:
         largest = np.abs(weight).max(axis=0)
@@ -80,11 +83,15 @@ class MXFP4Format(BlockFormat[ExponentParams]):
             scale = np.ldexp(np.float32(1), params.e.astype(np.int32) - 128)
             return np.multiply(values, scale[:, None], out=values)
 
-    def _pack_blocks(self, codes: Codes, params: ExponentParams) -> list[Bytes]:
-        return [params.e[:, None], fold(codes, 4, 16)]
+    def _kernel_search(self, *, weighted: bool) -> _native.ExponentSearch:
+        return _native.ExponentSearch(WEIGHTED_OFFSETS if weighted else OFFSETS, LARGEST_EXPONENT)
 
-    def _unpack_blocks(self, data: Bytes) -> tuple[Codes, ExponentParams]:
-        return unfold(data[:, 1:], 4, 16), ExponentParams(data[:, 0].copy())
+    def _stored(self, params: ExponentParams) -> tuple[tuple[Floats, ...], Codes]:
+        return (), params.e[:, None]
+
+    def _restored(self, halves: tuple[Floats, ...], scales: Codes) -> ExponentParams:
+        del halves
+        return ExponentParams(scales[:, 0].copy())
 
     def numbers(self, tensor: QTensor) -> FloatNumbers:
         """See `Format.numbers`."""

@@ -104,12 +104,6 @@ def trims(first: float, last: float, count: int, steps: int) -> tuple[tuple[floa
 
 
 @lru_cache(maxsize=64)
-def as_array(numbers: tuple[float, ...]) -> Floats:
-    """Candidates as kernels take them, float32 [n]; not to be changed."""
-    return np.array(numbers, np.float32)
-
-
-@lru_cache(maxsize=64)
 def cut_ranges(cuts: tuple[tuple[float, float], ...], high: np.float32) -> tuple[Floats, Floats]:
     """Of candidates of `search_affine`: a step and what is cut off below, as shares of the range; float32 [n]."""
     below, above = np.array(cuts, np.float32).T.copy()

@@ -30,7 +30,6 @@ import numpy.typing as npt
 from fewbits.formats.bit_packing import pack_words, unpack_words
 from fewbits.formats.format import Codes, Floats, Parts
 from fewbits.formats.integer_grid import IntegerGrid, IntegerParams
-from fewbits.formats.minifloat import round_bfloat16
 from fewbits.formats.registry import register_family
 from fewbits.formats.scale_type import FLOAT16, FLOAT32, ScaleType
 
@@ -41,9 +40,7 @@ LITERT_GROUPS = (32, 64, 128)
 
 _PRODUCTS_IN_FLOAT16 = replace(FLOAT16, rounds_products=True)
 # Numbers of both float16 (from its smallest normal one on) and bfloat16.
-_BFLOAT16_IN_FLOAT16 = ScaleType(
-    "F16", round_bfloat16, 2.0**-14, FLOAT16.largest, signed=False, rounds_products=False
-)
+_BFLOAT16_IN_FLOAT16 = ScaleType("F16", 8, 2.0**-14, FLOAT16.largest, signed=False, rounds_products=False)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 What each candidate costs is measured after rounding the codes and the scale; the rounding of the
 product, where there is one, which no scale avoids, is left to the last comparison with plain min-max rounding.
+`fit_symmetric` and `fit_asymmetric` are the specification of native/kernels/integers.inc, which `fit` calls.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from math import log2
 import numpy as np
 import numpy.typing as npt
 
+from fewbits import _native
 from fewbits.formats.format import Codes, Floats
 from fewbits.formats.scale_search import (
     ScaleSearch,
@@ -28,6 +30,25 @@ _NARROWEST = {2: 0.4, 3: 0.5, 4: 0.6, 5: 0.7, 6: 0.8, 7: 0.85, 8: 0.9}
 _CANDIDATES = 12
 # Longer blocks have outliers that lie farther out: for every 5 doublings beyond this length, half the range.
 _SHORT = 128
+
+
+def fit(
+    weight: Floats, importance: Floats | None, width: int, scales: ScaleType, *, symmetric: bool
+) -> tuple[Floats, Codes]:
+    """What `fit_symmetric` (with the middle code as zero point) or `fit_asymmetric` finds, in native code."""
+    scale = np.empty(len(weight), np.float32)
+    zero = np.full(len(weight), 2 ** (width - 1), np.uint8)
+    steps = 2 ** (width - 1) if symmetric else 2**width
+    if importance is not None:
+        importance = np.ascontiguousarray(importance, np.float32)
+    _native.fit_integers(
+        np.ascontiguousarray(weight, np.float32), importance,
+        width=width, symmetric=symmetric, significant=scales.significant, smallest=scales.smallest,
+        largest=scales.largest / steps, signed_scales=scales.signed, rounds_products=scales.rounds_products,
+        shares=_shares(width, weight.shape[1], steps / (steps - 1) if symmetric else 1.0),
+        cuts_ends=weight.shape[1] > _SHORT, scale=scale, zero=zero,
+    )  # fmt: skip
+    return scale, zero
 
 
 def fit_symmetric(weight: Floats, importance: Floats | None, width: int, scales: ScaleType) -> Floats:

@@ -14,7 +14,7 @@ import numpy as np
 
 from fewbits.errors import FormatError
 from fewbits.formats.format import Codes, Floats, LinearPart, Params, QTensor
-from fewbits.formats.integer_fit import fit_asymmetric, fit_symmetric
+from fewbits.formats.integer_fit import fit, fit_asymmetric, fit_symmetric
 from fewbits.formats.numbers import Levels, Numbers, StepNumbers, UnlikeError
 from fewbits.formats.scale_search import denormalise
 from fewbits.formats.scale_type import ScaleType
@@ -60,6 +60,10 @@ class IntegerGrid(TensorScope[IntegerParams]):
         return int(1 << (self.width - 1))
 
     def _fit(self, weight: Floats, importance: Floats | None) -> IntegerParams:
+        return IntegerParams(*fit(weight, importance, self.width, self.scales, symmetric=self.symmetric))
+
+    def specified_fit(self, weight: Floats, importance: Floats | None = None) -> IntegerParams:
+        """What `fit` finds for blocks [R, B], by its specification."""
         if self.symmetric:
             scale = fit_symmetric(weight, importance, self.width, self.scales)
             return IntegerParams(scale, np.full(scale.shape, self._middle, np.uint8))

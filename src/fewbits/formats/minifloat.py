@@ -26,12 +26,20 @@ SMALLEST_SCALE = 2.0**-126
 
 def round_bfloat16(x: Floats) -> Floats:
     """The nearest bfloat16 values, as float32 of the same shape. |x| must not exceed `BFLOAT16_MAX`."""
-    bits = x.view(np.uint32)
-    odd = bits >> np.uint32(16)
+    return round_significant(x, 8)
+
+
+def round_significant(x: Floats, bits: int) -> Floats:
+    """The nearest values of so many significant bits (24: as they are), of two as near the even one; same shape."""
+    dropped = 24 - bits
+    if not dropped:
+        return x
+    found = x.view(np.uint32)
+    odd = found >> np.uint32(dropped)
     odd &= np.uint32(1)
-    odd += np.uint32(0x7FFF)
-    odd += bits
-    odd &= np.uint32(0xFFFF0000)
+    odd += np.uint32((1 << (dropped - 1)) - 1)
+    odd += found
+    odd &= np.uint32(0xFFFFFFFF << dropped & 0xFFFFFFFF)
     return odd.view(np.float32)
 
 

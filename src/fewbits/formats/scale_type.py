@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +11,11 @@ from fewbits.formats.minifloat import (
     BFLOAT16_MAX,
     FLOAT16_MAX,
     SMALLEST_SCALE,
-    round_bfloat16,
     round_float16,
+    round_significant,
 )
 
+_FLOAT16_BITS = 11
 # Smallest float16 that isn't 0.
 _FLOAT16_TINY = 2.0**-24
 
@@ -26,7 +26,7 @@ class ScaleType:
 
     Attributes:
         name: as safetensors calls it.
-        round: to the nearest numbers that it holds: float32 of any shape to the same.
+        significant: bits of scales: 24 are all of float32, 8 a bfloat16; 11 a float16, with its range.
         smallest: magnitude of the smallest scale.
         largest: magnitude that no product of scale and code exceeds.
         signed: whether scales may be negative, which gives a symmetric grid's extra code to either side.
@@ -34,11 +34,17 @@ class ScaleType:
     """
 
     name: str
-    round: Callable[[Floats], Floats]
+    significant: int
     smallest: float
     largest: float
     signed: bool
     rounds_products: bool
+
+    def round(self, x: Floats) -> Floats:
+        """The nearest numbers that it holds, of two as near the even one: float32 of any shape to the same."""
+        if self.significant == _FLOAT16_BITS:
+            return round_float16(x)
+        return round_significant(x, self.significant)
 
     def store(self, scale: Floats) -> Floats:
         """Scales as they are stored: rounded, none of them 0."""
@@ -46,11 +52,7 @@ class ScaleType:
         return np.copysign(self.round(magnitude), scale)
 
 
-def _as_is(x: Floats) -> Floats:
-    return x
-
-
-BFLOAT16 = ScaleType("BF16", round_bfloat16, SMALLEST_SCALE, BFLOAT16_MAX, signed=True, rounds_products=True)
-FLOAT32 = ScaleType("F32", _as_is, SMALLEST_SCALE, BFLOAT16_MAX, signed=False, rounds_products=False)
+BFLOAT16 = ScaleType("BF16", 8, SMALLEST_SCALE, BFLOAT16_MAX, signed=True, rounds_products=True)
+FLOAT32 = ScaleType("F32", 24, SMALLEST_SCALE, BFLOAT16_MAX, signed=False, rounds_products=False)
 # Runtimes multiply in the dtype of the activations, which isn't the format's to know.
-FLOAT16 = ScaleType("F16", round_float16, _FLOAT16_TINY, FLOAT16_MAX, signed=True, rounds_products=False)
+FLOAT16 = ScaleType("F16", _FLOAT16_BITS, _FLOAT16_TINY, FLOAT16_MAX, signed=True, rounds_products=False)

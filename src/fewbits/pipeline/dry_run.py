@@ -174,7 +174,7 @@ def _try(job: Job, output: Path, threads: int, progress: Progress) -> tuple[dict
     with Journal(output, job.run, folder=job.exporter.folder) as journal:
         journal.resume(job.layout, discard=False)
         run_job(job, journal, threads, watch)
-        verify_output(job, journal, watch)
+        verify_output(job, journal, watch, threads)
         journal.publish()
     return watch.seconds, _runs(output)
 

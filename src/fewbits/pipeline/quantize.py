@@ -231,7 +231,7 @@ def write_job(job: Job, output: Path, settings: Settings, progress: Progress, *,
             progress.message(f"resuming: {resumed} of {len(job.tensors)} tensors are done")
         run_job(job, journal, workers, progress)
         job = tuned_job(job, journal, settings, progress)
-        verify_output(job, journal, progress)
+        verify_output(job, journal, progress, workers)
         journal.publish()
     return Written(job, job.layout.size, resumed, journal.undone)
 

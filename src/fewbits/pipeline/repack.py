@@ -24,7 +24,7 @@ from fewbits.pipeline.job import Job, Settings, assemble
 from fewbits.pipeline.journal import Journal
 from fewbits.pipeline.provenance import Provenance
 from fewbits.pipeline.quantize import Written, check_resources, check_target, write_converted
-from fewbits.pipeline.tensors import Chunk, PartBytes, chunk_rows, part_bytes
+from fewbits.pipeline.tensors import Chunk, Chunking, PartBytes, part_bytes
 from fewbits.pipeline.verify import verify_output
 from fewbits.pipeline.writing import TensorWriter
 from fewbits.planning.byte_size import format_bytes
@@ -161,7 +161,7 @@ def _provenance(checkpoint: Checkpoint, source: str | Path) -> tuple[Provenance,
 
 def _write(job: Job, output: Path, settings: Settings, progress: Progress, *, discard: bool) -> Written:
     """As `write_job`, with what the source holds."""
-    check_resources(job, output, settings)
+    workers = check_resources(job, output, settings)
     with Journal(output, job.run, folder=job.exporter.folder) as journal:
         journal.resume(job.layout, discard=discard)
         resumed = len(journal.finished)
@@ -175,7 +175,7 @@ def _write(job: Job, output: Path, settings: Settings, progress: Progress, *, di
             for chunk in _chunks(tensor, job.plan.tensors[tensor.name].format):
                 writer.write(chunk, kept=True)
                 progress.advance(chunk.weights, tensor.name)
-        verify_output(job, journal, progress)
+        verify_output(job, journal, progress, workers)
         journal.publish()
     return Written(job, job.layout.size, resumed)
 
@@ -183,7 +183,7 @@ def _write(job: Job, output: Path, settings: Settings, progress: Progress, *, di
 def _chunks(tensor: OutputTensor, name: str) -> Iterator[Chunk]:
     rows, columns = tensor.source.matrix
     plain = name in PLAIN or (quantized_format(tensor.source) is None)
-    step = chunk_rows(columns, 1 if plain else get_format(name).rows_together)
+    step = Chunking(together=1 if plain else get_format(name).rows_together).rows(columns)
     for start in range(0, max(rows, 1), step):
         stop = min(start + step, rows)
         parts = _plain_bytes(tensor, name, start, stop) if plain else _taken_bytes(tensor, name, start, stop)

@@ -12,24 +12,20 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fewbits.algorithms import imatrix, rtn
+from fewbits.algorithms import imatrix
 from fewbits.algorithms.registry import NONE, get_algorithm
 from fewbits.checkpoint.checkpoint import StoredTensor
 from fewbits.checkpoint.dtypes import PLAIN, encode_plain
-from fewbits.errors import CheckpointError
+from fewbits.errors import CheckpointError, NotFiniteError
 from fewbits.export.exporter import WHOLE, OutputTensor
-from fewbits.formats import get_format
+from fewbits.formats import Format, get_format
 from fewbits.formats.format import Parts
+from fewbits.formats.stored_rows import StoredRows, finite_float32
 from fewbits.planning.plan import TensorChoice
 
 if TYPE_CHECKING:
     from fewbits.pipeline.importance import Importance
 
-# Elements that one task works on: its float32 arrays of 256 KiB stay in a core's cache, and NumPy's
-# overhead per call is small against them. Rows are never split.
-CHUNK_ELEMENTS = 1 << 16
-# Arrays of a chunk's size that a format's search keeps at once, measured on the k-quants.
-WORK_ARRAYS = 40
 # Chunks waiting to be written, per thread, so that threads don't idle while the writer writes.
 WINDOW = 3
 
@@ -52,9 +48,40 @@ def part_bytes(parts: Parts) -> PartBytes:
     return {name: np.ascontiguousarray(part).reshape(-1).view(np.uint8) for name, part in parts.items()}
 
 
-def chunk_rows(columns: int, together: int = 1) -> int:
-    """Rows in a chunk: a multiple of the rows that a format packs together."""
-    return max(together, CHUNK_ELEMENTS // max(columns, 1) // together * together)
+@dataclass(frozen=True)
+class Chunking:
+    """How a tensor is cut for what is done with it; rows are never split.
+
+    Attributes:
+        elements: of a chunk, at most, if a row has no more.
+        workspace: bytes that an element takes meanwhile.
+        together: rows that a format packs together; a chunk has a multiple of them.
+    """
+
+    elements: int = Format.chunk
+    workspace: int = Format.workspace
+    together: int = 1
+
+    @classmethod
+    def of(cls, choice: TensorChoice) -> Chunking:
+        """That of a tensor in a plan."""
+        if choice.algorithm == NONE:
+            return cls()
+        fmt = get_format(choice.format)
+        if get_algorithm(choice.algorithm).rounds:
+            return cls(fmt.chunk, fmt.workspace, fmt.rows_together)
+        return cls(together=fmt.rows_together)
+
+    def rows(self, columns: int) -> int:
+        """Rows in a chunk."""
+        return max(self.together, self.elements // max(columns, 1) // self.together * self.together)
+
+    def nbytes(self, tensor: OutputTensor) -> int:
+        """Bytes that a thread holds at once, at most."""
+        if not tensor.shape:
+            return 0
+        elements = min(self.rows(tensor.shape[-1]), tensor.source.matrix[0]) * tensor.shape[-1]
+        return elements * (self.workspace + 8 * WINDOW)
 
 
 def whole_rows(
@@ -66,20 +93,12 @@ def whole_rows(
     (process_weights_after_loading of its NVFP4 schemes, FP8 per tensor likewise); equal ones it takes as they are.
     """
     for name in tensor.fused or (tensor.name,):
-        yield from tensors[name].source.chunks(CHUNK_ELEMENTS)
+        yield from tensors[name].source.chunks(Format.chunk)
 
 
 def peak_workspace(tensors: Iterable[OutputTensor], choices: Mapping[str, TensorChoice], threads: int) -> int:
     """Bytes that the threads hold at once, at most."""
-    largest = max(
-        (
-            min(chunk_rows(t.shape[-1], _rows_together(choices[t.name])), t.source.matrix[0]) * t.shape[-1]
-            for t in tensors
-            if t.shape
-        ),
-        default=0,
-    )
-    return threads * 4 * largest * (WORK_ARRAYS + 2 * WINDOW)
+    return threads * max((Chunking.of(choices[t.name]).nbytes(t) for t in tensors), default=0)
 
 
 def quantized_chunks(
@@ -103,7 +122,7 @@ def quantized_chunks(
             for tensor in tensors:
                 rows, columns = tensor.source.matrix
                 task = _task(tensor, choices[tensor.name], known, importance)
-                step = chunk_rows(columns, _rows_together(choices[tensor.name]))
+                step = Chunking.of(choices[tensor.name]).rows(columns)
                 for start in range(0, max(rows, 1), step):  # once for an empty tensor
                     stop = min(start + step, rows)
                     waiting.append((tensor, stop - start, stop == rows, pool.submit(task, start, stop)))
@@ -115,23 +134,19 @@ def quantized_chunks(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _rows_together(choice: TensorChoice) -> int:
-    return 1 if choice.algorithm == NONE else get_format(choice.format).rows_together
-
-
 def _finish(tensor: OutputTensor, rows: int, last: bool, future: Future[PartBytes]) -> Chunk:
     return Chunk(tensor, future.result(), rows * tensor.shape[-1] if tensor.shape else 1, last)
 
 
 class _PlainEncoder:
-    """Float32 rows to F32, F16 or BF16 bytes, rounded to nearest even."""
+    """Rows to F32, F16 or BF16 bytes, rounded to nearest even."""
 
     def __init__(self, dtype: str) -> None:
         self.dtype = dtype
 
-    def __call__(self, weight: npt.NDArray[np.float32], start: int = 0) -> PartBytes:
+    def __call__(self, rows: StoredRows, start: int = 0) -> PartBytes:
         del start
-        return {WHOLE: encode_plain(self.dtype, weight).reshape(-1)}
+        return {WHOLE: encode_plain(self.dtype, finite_float32(rows, self.dtype)).reshape(-1)}
 
 
 def _encoder(
@@ -147,7 +162,7 @@ def _encoder(
 
 
 class _FormatEncoder:
-    """Float32 rows, the first of them row `start` of the tensor, to a quantized format's bytes."""
+    """Rows, the first of them row `start` of the tensor, to a quantized format's bytes."""
 
     def __init__(
         self,
@@ -160,20 +175,18 @@ class _FormatEncoder:
         self.algorithm = get_algorithm(choice.algorithm)
         self.weights = importance.of(tensor) if importance else None
 
-    def __call__(self, weight: npt.NDArray[np.float32], start: int) -> PartBytes:
-        if self.weights is None:
-            return part_bytes(self.algorithm.quantize(weight, self.format).pack())
-        weights = self.weights(start, start + len(weight))
-        return part_bytes(rtn.quantize(weight, self.format, weights).pack())
+    def __call__(self, rows: StoredRows, start: int) -> PartBytes:
+        weights = self.weights(start, start + len(rows)) if self.weights else None
+        return part_bytes(self.algorithm.quantize_rows(rows, self.format, weights))
 
 
 def _quantize_rows(
     tensor: OutputTensor, encode: _PlainEncoder | _FormatEncoder, start: int, stop: int
 ) -> PartBytes:
-    weight = tensor.source.rows(start, stop)
-    if not np.isfinite(weight).all():
-        raise not_finite(tensor)
-    return encode(weight, start)
+    try:
+        return encode(tensor.source.stored_rows(start, stop), start)
+    except NotFiniteError:
+        raise not_finite(tensor) from None
 
 
 def _copy_rows(source: StoredTensor, start: int, stop: int) -> PartBytes:
@@ -195,7 +208,7 @@ def _task(
 def not_finite(tensor: OutputTensor) -> CheckpointError:
     """The error for a tensor with NaN or infinity, with how many of each there are."""
     nan = inf = 0
-    for chunk in tensor.source.chunks(CHUNK_ELEMENTS):
+    for chunk in tensor.source.chunks(Format.chunk):
         nan += int(np.isnan(chunk).sum())
         inf += int(np.isinf(chunk).sum())
     source = "" if tensor.source.name == tensor.name else f" (from {tensor.source.name})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ SAMPLE_ROWS = 8
 CALIBRATED = 4.0
 
 
-def verify_output(job: Job, journal: Journal, progress: Progress) -> None:
+def verify_output(job: Job, journal: Journal, progress: Progress, threads: int) -> None:
     """Check the bytes against what was written, and the numbers against the source.
 
     Every byte is read from the disk again and its checksum compared; every tensor is opened by the reader
@@ -35,10 +36,13 @@ def verify_output(job: Job, journal: Journal, progress: Progress) -> None:
     path = part_path(journal.output)
     sizes = {name: sum(r.nbytes for r in parts.values()) for name, parts in job.layout.parts.items()}
     progress.stage("verifying", sum(sizes.values()), "B")
-    for name, parts in job.layout.parts.items():
-        if journal.checksums(parts) != journal.finished[name]:
-            raise _failed(path, name, "other bytes on disk than were written")
-        progress.advance(sizes[name], name)
+    with ThreadPoolExecutor(threads) as pool:
+        found = pool.map(journal.checksums, job.layout.parts.values())
+        for name, checksums in zip(job.layout.parts, found, strict=True):
+            if checksums != journal.finished[name]:
+                pool.shutdown(cancel_futures=True)
+                raise _failed(path, name, "other bytes on disk than were written")
+            progress.advance(sizes[name], name)
     _compare_headers(path, job)
     compare_with_source(job.exporter, path, job.tensors, job.plan.tensors, tuned=job.tuned)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fewbits.formats import Format
+if TYPE_CHECKING:
+    from fewbits.formats.format import Format
 
 
 def block_runs(rows: int, blocks: int, fmt: Format[Any], most: int) -> list[slice]:

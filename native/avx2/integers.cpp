@@ -1,0 +1,3 @@
+#define FEWBITS_ISA avx2
+#define FEWBITS_LANES 8
+#include "../kernels/integers.inc"

@@ -1,0 +1,2 @@
+#define FEWBITS_ISA avx512
+#include "../kernels/integers.inc"
