@@ -81,7 +81,7 @@ Q8_0_PLACES = fan((127.4, 121, 4))  # more would halve the speed of the fastest 
 Q8_0_WEIGHTED = fan((127.4, 90, 32))
 Q5_0_PLACES = fan((-17, -12, 12), (11.5, 16, 8))
 Q5_0_WEIGHTED = fan((-17, -9, 24), (8, 16, 16))
-# 20 places and three refits gained 1 % and took three times as long; one place with as many lost 5 %.
+# 20 places gain less than 1 % and take more than twice as long; a single one loses 4 %.
 Q4_0_PLACES = fan((-8.5, -6.9, 3), (7.2, 7.2, 1))
 Q4_0_WEIGHTED = fan((-9, -4, 24), (3.5, 8, 16))
 
