@@ -27,10 +27,13 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests_runtimes" / "runner"))
 
+import numpy as np  # noqa: E402
 from cases import ROWS, Case, read_cases  # noqa: E402
 from environments import environment, installed_versions, with_sources  # noqa: E402
 
 from fewbits.checkpoint.content_hash import file_digest  # noqa: E402
+from fewbits.checkpoint.source import open_checkpoint  # noqa: E402
+from fewbits.evaluation.language_model import load_language_model  # noqa: E402
 from fewbits.export.converters import find_converter  # noqa: E402
 from fewbits.runtimes.process import run_runtime  # noqa: E402
 from fewbits.targets.registry import target_of  # noqa: E402
@@ -86,7 +89,7 @@ class Job:
         row: folder of tests_runtimes.
         case: what is in the container.
         method: "fewbits EFFORT", or PEER[:RECIPE].
-        runtime: driver that runs it.
+        runtime: driver that runs it; "" where nothing on this system does.
     """
 
     row: str
@@ -147,7 +150,7 @@ def measure(job: Job, python: Path, options: argparse.Namespace) -> None:
     ]
     if before and before[0]["identity"] == identity:
         return
-    look = run_foreign if job.case.value("peer") else run_ours
+    look = run_foreign if job.case.value("peer") else run_ours if job.runtime else weigh
     found = {
         **job.key, "identity": identity, "bytes": size_of(artifact), "seconds_to_make": made["seconds"],
         **look(job, artifact, python, options),
@@ -157,9 +160,9 @@ def measure(job: Job, python: Path, options: argparse.Namespace) -> None:
     others = [r for r in data["models"][options.name]["rows"] if not job.key.items() <= r.items()]
     data["models"][options.name]["rows"] = sorted([*others, found], key=order)
     options.results.write_text(json.dumps(data, indent=1) + "\n")
+    divergence = found.get("kl_runtime", found.get("kl_weights"))
     print(
-        f"{job.row} {job.case.name}, {job.method}: KL {found['kl_runtime']:.5f}, {found['bytes']:,} bytes",
-        flush=True,
+        f"{job.row} {job.case.name}, {job.method}: KL {divergence:.5f}, {found['bytes']:,} bytes", flush=True
     )
 
 
@@ -242,6 +245,19 @@ def run_foreign(job: Job, artifact: Path, python: Path, options: argparse.Namesp
     return {
         "runtime": job.runtime, "versions": dict(answer.versions), "arithmetic": answer.arithmetic,
         "kl_runtime": apart.kl_mean, "kl_runtime_error": apart.kl_mean_error,
+        "top1_original": apart.top1_agreement, "tokens": apart.tokens, "text": options.text.name, "commands": [],
+    }  # fmt: skip
+
+
+def weigh(job: Job, artifact: Path, python: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """What our weights cost where the runtime can't run; the export has compared what it wrote with them."""
+    original = run_original(str(options.model), options.text.read_text(encoding="utf-8"), options.tokens)
+    model = load_language_model(open_checkpoint(artifact.with_name("weights")), "float")
+    apart = predictions_apart(
+        original.logits, np.concatenate(list(model.logits(original.ids, 0))), original.ids
+    )
+    return {
+        "runtime": "", "versions": installed_versions(job.row, python), "kl_weights": apart.kl_mean,
         "top1_original": apart.top1_agreement, "tokens": apart.tokens, "text": options.text.name, "commands": [],
     }  # fmt: skip
 

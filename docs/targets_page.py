@@ -121,15 +121,16 @@ def measured_targets() -> list[str]:
 
 def measured_row(row: dict[str, Any]) -> str:
     """A line of the table."""
-    ours = "| | | "
+    ours = f"| {row['kl_weights']:.5f} | | " if "kl_weights" in row else "| | | "
     if "kl_between" in row:
         allowed = f"{sum(row['allowed'].values()):.1e}{'' if row['passed'] else ' FAILED'}"
         ours = f"| {row['kl_weights']:.5f} | {row['kl_between']:.1e} | {allowed} "
     error = f" ± {row['kl_runtime_error']:.5f}" if row.get("kl_runtime_error") else ""
+    theirs = f"{row['kl_runtime']:.5f}{error}" if row["runtime"] else "can't run here"
     settings = " ".join(s for s in row["settings"] if not s.startswith("peer="))
     return (
         f"| {row['row']} | {row['format']} {settings}".rstrip() + f" | {row['method']} | {row['bytes']:,} "
-        f"| {row['kl_runtime']:.5f}{error} {ours}| {100 * row['top1_original']:.1f}% |"
+        f"| {theirs} {ours}| {100 * row['top1_original']:.1f}% |"
     )
 
 
