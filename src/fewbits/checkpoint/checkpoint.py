@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from fewbits.formats.stored_rows import StoredRows
+if TYPE_CHECKING:
+    from fewbits.formats.stored_rows import StoredRows
+
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 

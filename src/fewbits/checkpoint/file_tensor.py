@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,9 @@ import numpy.typing as npt
 from fewbits.checkpoint.byte_range import read_bytes
 from fewbits.checkpoint.checkpoint import Floats, StoredTensor
 from fewbits.checkpoint.dtypes import STORAGE, decode_plain
-from fewbits.formats.stored_rows import StoredRows
+
+if TYPE_CHECKING:
+    from fewbits.formats.stored_rows import StoredRows
 
 
 @dataclass(frozen=True)

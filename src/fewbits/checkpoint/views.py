@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fewbits.checkpoint.checkpoint import Floats, LazyTensor
-from fewbits.formats.stored_rows import StoredRows
+
+if TYPE_CHECKING:
+    from fewbits.formats.stored_rows import StoredRows
 
 # Rows nearer to each other than this are read in one go, with what lies between.
 _GAP = 4
