@@ -50,6 +50,13 @@ def test_tuning_lowers_the_loss_on_text_that_it_has_not_seen(best, tiny_llama, k
     assert after < 0.95 * before  # measured: 0.933 for integers, 0.868 for GGUF
 
 
+def test_it_is_left_out_from_four_bits_on_unless_asked_for(best, tmp_path):
+    wide, narrow = (best(tmp_path / f"{f}.gguf", format=f, tune=None).tuning for f in ("Q4_K", "Q2_K"))
+
+    assert wide == "not tried: 4.5 bits a weight (--tune does it)"
+    assert narrow.startswith("kept: ")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("moment", ["reopen", "finish"])
 def test_a_run_killed_while_it_writes_tuned_numbers_ends_in_the_same_bytes(

@@ -16,7 +16,7 @@ ALGORITHM = "How codes are chosen: rtn, hqq; calibrated: imatrix, gptq, signroun
 FOLD = (
     "Move scales of channels between norms and weights where that makes rounding cost less. No for adapters."
 )
-TUNE = "Whether effort best trains scales and norms at the end, to predict as the original does. Default: it does."
+TUNE = "Whether effort best trains scales and norms at the end, to predict as the original does. Default: below 4 bits."
 KV_CACHE = "Write calibrated scales for a quantized key-value cache too: fp8, or fp8_per_head."
 HARDWARE = (
     "What must compute the formats, such as ampere or x86-cpu: nothing else is chosen. See fewbits targets."

@@ -151,7 +151,8 @@ def quantize(
         algorithm: how codes are chosen, in place of what the effort or the plan says: ``rtn``, ``hqq``, and with a
             calibrated effort ``imatrix``, ``gptq``, ``signround``.
         fold: whether scales of channels may move from norms and maps into the maps that read them (see `Settings`).
-        tune: whether scales and norms are trained once the codes are chosen; None: at effort best.
+        tune: whether scales and norms are trained once the codes are chosen; None: at effort best, below
+            4 bits a weight.
         kv_cache: write scales for a quantized key-value cache as well, calibrated: ``fp8`` or ``fp8_per_head``.
         hardware: what must compute the formats, such as ``ampere``: plans take nothing else (`fewbits targets`).
         static_scale: how scales of activations that the file holds are chosen: ``mse``, ``absmax``, ``percentile:P`` or

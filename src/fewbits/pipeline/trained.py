@@ -13,6 +13,7 @@ from fewbits.calibration.text import CalibrationTokens
 from fewbits.checkpoint.dtypes import PLAIN, decode_plain, encode_plain
 from fewbits.checkpoint.source import open_checkpoint
 from fewbits.export.exporter import WHOLE
+from fewbits.formats import get_format
 from fewbits.language_model.predictions import Predictor
 from fewbits.language_model.threads import torch_threads
 from fewbits.language_model.transformers_model import model_of
@@ -28,6 +29,10 @@ from fewbits.tuning.student import Place, Student, Tuned
 
 # By effort; efforts that aren't named don't tune.
 SCHEDULES = {"best": Schedule()}
+
+# Bits of a weight from which on tuning isn't tried unless it is asked for: on a file of 4.7 bits it took as long as
+# everything else and was undone, while it takes a third off the loss at 2 (docs/log.md).
+ENOUGH_BITS = 4
 
 # Bytes for each weight: itself and its code. Gradients live for one matrix at a time.
 _WEIGHT, _GRADIENT = 5, 4
@@ -48,8 +53,12 @@ def trained_numbers(
         EvaluationError: transformers can't build one of the models.
     """
     schedule = SCHEDULES[job.provenance.effort]
-    if not any(len(tensor.shape) > 1 for tensor, _ in tunable(job)):
+    matrices = [(prod(tensor.shape), name) for tensor, name in tunable(job) if len(tensor.shape) > 1]
+    if not matrices:
         return TunedNumbers(TuningResult(False, note="no matrix has fewer than 8 bits"))
+    bits = sum(size * get_format(name).bits for size, name in matrices) / sum(size for size, _ in matrices)
+    if settings.tune is None and bits >= ENOUGH_BITS:
+        return TunedNumbers(TuningResult(False, note=f"{float(bits):.1f} bits a weight (--tune does it)"))
     if (need := tuning_memory(job, tokens)) > settings.memory_bytes:
         note = f"takes {format_bytes(need)} of memory"
         progress.message(f"the numbers aren't tuned: it {note}; allow it with --memory")
