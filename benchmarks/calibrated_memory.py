@@ -3,8 +3,8 @@
     python benchmarks/calibrated_memory.py --tokenizer DIR --calibration TEXT --work DIR [--layers 2] [--memory 8GB]
 
 Blocks are read and calibrated one after another, so that few of them tell what many need: a model of 32 blocks holds no
-more at a time. Weights are normal and independent, its tokenizer that of another model. `--characters` cuts the text;
-hidden states grow with it, 8 kB a token in half precision. Writes benchmarks/results/calibrated_memory.json. The
+more at a time. Weights are normal and independent, its tokenizer that of another model. `--characters` cuts the text,
+with whose length hidden states grow. Writes benchmarks/results/calibrated_memory.json. The
 checkpoint and the output are deleted.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from llama_cpp import processor
-from memory import CONFIG, shapes
+from memory import CONFIG, safetensors_header
 from process_tree import run_measured
 
 RESULTS = Path(__file__).parent / "results" / "calibrated_memory.json"
@@ -33,19 +33,12 @@ def write_checkpoint(folder: Path, layers: int, tokenizer: Path) -> int:
     (folder / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": layers}))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tokenizer / name, folder / name)
-    header: dict[str, dict[str, object]] = {}
-    offset = 0
-    for name, shape in shapes(layers).items():
-        nbytes = 2 * int(np.prod(shape))
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, offset + nbytes]}
-        offset += nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    header, places = safetensors_header(layers)
     rng = np.random.default_rng(0)
     with (folder / "model.safetensors").open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for name, shape in shapes(layers).items():
-            left = int(np.prod(shape))
+        stream.write(header)
+        for name, (first, stop) in places.items():
+            left = (stop - first) // 2
             while left:
                 count = min(left, AT_ONCE)
                 numbers = rng.standard_normal(count, np.float32) * np.float32(SPREAD)
@@ -53,7 +46,7 @@ def write_checkpoint(folder: Path, layers: int, tokenizer: Path) -> int:
                     numbers[:] = 1
                 stream.write((numbers.view(np.uint32) >> 16).astype(np.uint16).tobytes())
                 left -= count
-    return offset // 2
+    return max(stop for _, stop in places.values()) // 2
 
 
 def main() -> None:

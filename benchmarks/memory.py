@@ -50,27 +50,33 @@ def shapes(layers: int) -> dict[str, list[int]]:
     return found | {"model.norm.weight": [HIDDEN], "lm_head.weight": [VOCABULARY, HIDDEN]}
 
 
+def safetensors_header(layers: int) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """What a file of these bf16 tensors begins with, and first and last byte of each after it."""
+    header, places, offset = {}, dict[str, tuple[int, int]](), 0
+    for name, shape in shapes(layers).items():
+        places[name] = offset, offset + 2 * int(np.prod(shape))
+        offset = places[name][1]
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": places[name]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, places
+
+
 def write_checkpoint(folder: Path, layers: int) -> int:
     """A sparse checkpoint; returns its number of weights."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": layers}))
-    header, offset = {}, 0
-    for name, shape in shapes(layers).items():
-        nbytes = 2 * int(np.prod(shape))
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, offset + nbytes]}
-        offset += nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    header, places = safetensors_header(layers)
+    end = max(stop for _, stop in places.values())
     pattern = np.random.default_rng(0).standard_normal(64 * HIDDEN).astype(np.float32) * 0.02
     data = (pattern.view(np.uint32) >> 16).astype(np.uint16).tobytes()
     with (folder / "model.safetensors").open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        stream.truncate(8 + len(text) + offset)
-        for entry in header.values():
-            begin, end = entry["data_offsets"]  # type: ignore[misc]
-            stream.seek(8 + len(text) + int(begin))  # type: ignore[call-overload]
-            stream.write(data[: min(len(data), int(end) - int(begin))])  # type: ignore[call-overload]
-    return offset // 2
+        stream.write(header)
+        stream.truncate(len(header) + end)
+        for first, stop in places.values():
+            stream.seek(len(header) + first)
+            stream.write(data[: min(len(data), stop - first)])
+    return end // 2
 
 
 def peak(command: list[str]) -> tuple[int, float]:

@@ -17,7 +17,6 @@ import random
 import re
 import resource
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -30,6 +29,7 @@ import openai
 from openai import AsyncOpenAI
 
 from llama_cpp import processor
+from server_process import server_process
 
 # Some of them begin alike, so that slots hold a part of them.
 SUBJECTS = ("rivers", "bread", "copper", "winter", "sailing ships", "the number seven", "owls", "paper")
@@ -242,24 +242,14 @@ def main() -> int:
     parser.add_argument("--queue", type=int, default=512)
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
-    command = [sys.executable, "-m", "fewbits", "serve", str(arguments.model), "--port", "0"]
-    command += ["--slots", str(arguments.slots), "--queue", str(arguments.queue), "--context", "2048"]
-    command += ["--threads", str(arguments.threads)] if arguments.threads else []
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    options = ["--slots", str(arguments.slots), "--queue", str(arguments.queue), "--context", "2048"]
+    options += ["--threads", str(arguments.threads)] if arguments.threads else []
+    with server_process(arguments.model, options) as (process, name, url):
         assert process.stderr is not None
-        try:
-            line = process.stderr.readline()
-            found = re.match(r"(.+) at (\S+/v1),", line)
-            if found is None:
-                raise SystemExit(line + process.stderr.read())
-            seconds = arguments.minutes * 60
-            tally, memory, counted = asyncio.run(
-                press(found[2], found[1], arguments.clients, seconds, process)
-            )
-            status = process.wait(300)
-            said = process.stderr.read()
-        finally:
-            process.kill()
+        seconds = arguments.minutes * 60
+        tally, memory, counted = asyncio.run(press(url, name, arguments.clients, seconds, process))
+        status = process.wait(300)
+        said = process.stderr.read()
     if status or said:
         tally.faults.append(f"the server ended with status {status}: {said[-500:]}")
     if counted.get("failed"):

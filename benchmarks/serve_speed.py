@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +19,7 @@ from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -34,6 +32,7 @@ from fewbits.serving.grammar import Grammars
 from fewbits.serving.scheduler import Scheduler
 from fewbits.serving.token_choice import Adjustments, LogitChanges
 from llama_cpp import processor
+from server_process import server_process
 
 SAMPLINGS: dict[str, SamplingOptions] = {
     "greedy": {},
@@ -124,28 +123,11 @@ class Bench:
     @contextmanager
     def server(self) -> Iterator[tuple[str, int]]:
         """A server in a process: the model's name and its port."""
-        command = [
-            sys.executable,
-            "-m",
-            "fewbits",
-            "serve",
-            str(self.path),
-            "--port",
-            "0",
-            "--context",
-            "512",
-        ]
-        command += ["--slots", str(self.clients), "--threads", str(self.threads)]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-            assert process.stderr is not None
-            try:
-                line = process.stderr.readline()
-                found = re.match(r"(.+) at http://127.0.0.1:(\d+)/v1,", line)
-                if found is None:
-                    raise SystemExit(line + process.stderr.read())
-                yield found[1], int(found[2])
-            finally:
-                process.terminate()
+        options = ["--context", "512", "--slots", str(self.clients), "--threads", str(self.threads)]
+        with server_process(self.path, options) as (_, name, url):
+            port = urlsplit(url).port
+            assert port is not None
+            yield name, port
 
     def served(self, where: tuple[str, int], sampling: SamplingOptions, stream: bool) -> float:
         """By the server, from the first request to the end of the last answer."""

@@ -3,7 +3,7 @@
 
 namespace fewbits {
 
-// Intel's cores read half as fast without; Zen 4 with it (docs/log.md, 2026-11-29).
+// Intel's cores read half as fast without; on Zen 4 it makes no difference that can be told from noise (docs/log.md, 2026-11-30).
 std::size_t fetch_ahead() {
 #ifdef FEWBITS_X86
     static const bool by_itself = [] {
