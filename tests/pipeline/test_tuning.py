@@ -57,6 +57,16 @@ def test_it_is_left_out_from_four_bits_on_unless_asked_for(best, tmp_path):
     assert narrow.startswith("kept: ")
 
 
+@pytest.mark.parametrize("tune", [None, True])
+@pytest.mark.parametrize("name", ["Q4_K", "Q2_K"])
+def test_an_artifact_is_made_again_with_or_without_as_it_was(best, tmp_path, name, tune):
+    first = best(tmp_path / "first.gguf", format=name, tune=tune)
+    again = best(tmp_path / "again.gguf", like=tmp_path / "first.gguf", tune=None)
+
+    assert again.tuning == first.tuning != ""
+    assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "first.gguf").read_bytes()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("moment", ["reopen", "finish"])
 def test_a_run_killed_while_it_writes_tuned_numbers_ends_in_the_same_bytes(

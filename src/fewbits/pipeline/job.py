@@ -26,7 +26,7 @@ from fewbits.language_model.packages import require_models_extra
 from fewbits.operating_system import usable_cores
 from fewbits.pipeline.folds import folded, folds_hash
 from fewbits.pipeline.goal import FileSize, Goal, check_goal, pinned_tensors, rounded_choices
-from fewbits.pipeline.provenance import PENDING, Provenance, provenance_metadata
+from fewbits.pipeline.provenance import ASKED_FOR, NOT_TRIED, PENDING, Provenance, provenance_metadata
 from fewbits.planning.allocation import build_plan, check_choices, plain_format, tensor_nbytes, uniform
 from fewbits.planning.byte_size import parse_bytes
 from fewbits.planning.for_hardware import for_hardware, hardware_notes
@@ -69,7 +69,7 @@ class Settings:
         fold: whether the calibrated efforts may move scales of channels from norms and maps into the maps that read
             them, which makes rounding cost less and changes nothing else (but what adapters trained on it expect).
         tune: whether scales and norms are trained once the codes are chosen, and kept if that helps; None: at effort
-            best.
+            best, where it is likely to (see `trained.ENOUGH_BITS`).
         kv_cache: the quantized key-value cache that the output has scales for; None: none.
         static_scale: rule of `algorithms.static_scales` for scales of activations in the file; None: the default.
         hardware: what must compute the formats, by a name of `targets.hardware`; None: whatever the container is for.
@@ -125,9 +125,11 @@ class Settings:
             raise FewbitsError("--threads is out of range", found=self.threads, allowed="1 or more")
 
     @property
-    def tunes(self) -> bool:
-        """Whether scales and norms are trained at the end."""
-        return self.effort in TUNED_EFFORTS if self.tune is None else self.tune
+    def tuning(self) -> str:
+        """What the header says of tuning before it is through, see `Provenance`."""
+        if self.tune is None:
+            return PENDING if self.effort in TUNED_EFFORTS else ""
+        return ASKED_FOR if self.tune else ""
 
     def _check_algorithm(self) -> None:
         if self.algorithm is None:
@@ -249,7 +251,8 @@ def prepare(source: str | Path, goal: Goal, settings: Settings, progress: Progre
         provenance, like = _like(Path(goal.like), provenance)
         fold = bool(provenance.folds) if provenance.calibration else settings.fold
         settings = replace(
-            settings, effort=provenance.effort, seed=provenance.seed, fold=fold, tune=bool(provenance.tuning),
+            settings, effort=provenance.effort, seed=provenance.seed, fold=fold,
+            tune=None if provenance.tuning.startswith(NOT_TRIED) else bool(provenance.tuning),
             kv_cache=provenance.kv_cache or None, static_scale=provenance.static_scale or None,
         )  # fmt: skip
     calibration, importance = None, None
@@ -261,7 +264,7 @@ def prepare(source: str | Path, goal: Goal, settings: Settings, progress: Progre
 
         named = _commonest(goal, like)
         calibration = calibrate(checkpoint, exporter, tensors, metadata, settings, progress, named)
-        provenance = replace(_calibrated(provenance, calibration), tuning=PENDING if settings.tunes else "")
+        provenance = replace(_calibrated(provenance, calibration), tuning=settings.tuning)
         rule = settings.static_scale or DEFAULT_RULE
         tensors = with_input_scales(folded(tensors, calibration.folds), calibration, exporter, rule)
         provenance = replace(provenance, static_scale=settings.static_scale or "")

@@ -13,7 +13,8 @@ from fewbits.version import __version__
 
 # Characters that say what tuning came to: as many before it is known, so that everything has its place.
 TUNING_WIDTH = 64
-PENDING = "pending"
+PENDING, ASKED_FOR = "pending", "pending, asked for"
+NOT_TRIED = "not tried"  # what begins the words where it wasn't
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Provenance:
         seed: of everything random.
         calibration: what the calibration text was; empty for effort fast.
         calibration_hash: its sha256.
-        tuning: what tuning the finished numbers came to, "pending" before that; empty if they aren't to be tuned.
+        tuning: what tuning the finished numbers came to, `PENDING` or `ASKED_FOR` before that; empty if they
+            aren't to be tuned.
         folds: sha256 of the factors that channels were rescaled with; empty if none were.
         imatrix: what the importance matrix was; empty without one.
         imatrix_hash: the file's sha256.

@@ -19,6 +19,7 @@ from fewbits.language_model.threads import torch_threads
 from fewbits.language_model.transformers_model import model_of
 from fewbits.pipeline.job import Job, Settings
 from fewbits.pipeline.journal import Journal, part_path
+from fewbits.pipeline.provenance import ASKED_FOR
 from fewbits.pipeline.statistics_rows import statistics_rows, vector_places
 from fewbits.pipeline.tuning import TunedNumbers, TuningResult, read_matrix, tunable
 from fewbits.planning.byte_size import format_bytes
@@ -57,7 +58,7 @@ def trained_numbers(
     if not matrices:
         return TunedNumbers(TuningResult(False, note="no matrix has fewer than 8 bits"))
     bits = sum(size * get_format(name).bits for size, name in matrices) / sum(size for size, _ in matrices)
-    if settings.tune is None and bits >= ENOUGH_BITS:
+    if job.provenance.tuning != ASKED_FOR and bits >= ENOUGH_BITS:
         return TunedNumbers(TuningResult(False, note=f"{float(bits):.1f} bits a weight (--tune does it)"))
     if (need := tuning_memory(job, tokens)) > settings.memory_bytes:
         note = f"takes {format_bytes(need)} of memory"

@@ -25,7 +25,7 @@ from fewbits.export.exporter import WHOLE, OutputTensor, Region
 from fewbits.formats import QTensor, get_format
 from fewbits.pipeline.job import Job
 from fewbits.pipeline.journal import Journal, tuning_path
-from fewbits.pipeline.provenance import provenance_metadata
+from fewbits.pipeline.provenance import NOT_TRIED, provenance_metadata
 from fewbits.pipeline.tensors import Chunk, PartBytes, part_bytes
 from fewbits.pipeline.writing import TensorWriter
 from fewbits.progress import Progress
@@ -56,7 +56,7 @@ class TuningResult:
     def describe(self) -> str:
         """In a few words; at most `provenance.TUNING_WIDTH` characters."""
         if self.before is None or self.after is None:
-            return f"not tried: {self.note}"
+            return f"{NOT_TRIED}: {self.note}"
         return f"{'kept' if self.kept else 'undone'}: held-out KL {self.before:.5f} -> {self.after:.5f}"
 
 
