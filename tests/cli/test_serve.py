@@ -61,9 +61,9 @@ def test_it_serves_until_it_is_told_to_end_and_finishes_what_it_accepted(served:
 
 def test_sigterm_lets_all_that_was_accepted_finish_and_takes_nothing_more(served: ServedModel) -> None:
     """Two answers in slots and six in the queue, streamed or not, get the same as without a signal."""
-    usual = {"model": "tiny", "max_tokens": 150, "temperature": 2.0, "logit_bias": {"0": -100}}
+    usual = {"model": "tiny", "max_tokens": 1500, "temperature": 2.0, "logit_bias": {"0": -100}}
     asked: list[dict[str, Any]] = [{**usual, "prompt": f"The {i}", "seed": i} for i in range(8)]
-    with process(served, "--context", "256", "--slots", "2") as (started, _, url):
+    with process(served, "--context", "1600", "--slots", "2") as (started, _, url):
         with OpenAI(base_url=url, api_key="any", max_retries=0) as client:
             expected = [client.completions.create(**fields).choices[0].text for fields in asked]
 
