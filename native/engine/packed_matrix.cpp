@@ -46,7 +46,9 @@ void put_codes(const Group (&groups)[kBand], unsigned bits, std::uint8_t* planes
 
 void put_half(std::uint8_t* to, std::size_t row, std::uint16_t bits) { std::memcpy(to + 2 * row, &bits, 2); }
 
-void put_scales(std::uint8_t* to, Scales scales, std::size_t row, const Group& group) {
+// What scales slab `slab` of a run without factors.
+void put_scales(std::uint8_t* to, Scales scales, std::size_t row, std::size_t slab, const Group& group) {
+    to += slab * kBand * scale_bytes(scales);
     if (scales == Scales::kExponent) {
         to[row] = group.byte[0];
         return;
@@ -91,27 +93,28 @@ void pack_band(const BlockFormat& format, const std::uint8_t* rows, std::size_t 
     if (encoding.scales == Scales::kFloat32) return pack_floats<std::uint32_t>(rows, count, columns, out);
     if (are_floats(encoding.scales)) return pack_floats<std::uint16_t>(rows, count, columns, out);
     const std::size_t row_bytes = columns / format.columns * format.bytes, slabs = columns / kSlab;
-    const std::size_t super = kBand * super_bytes(encoding.scales);
-    std::uint8_t* of_super = out;
+    const std::size_t together = run_slabs(encoding.scales), head = head_bytes(encoding.scales);
+    std::uint8_t* of_run = out;
     // Sixteen rows are read at once, more than processors follow: what comes after them is fetched meanwhile.
     const std::uint8_t* next = rows + kBand * row_bytes;
     const std::size_t fetched = kBand * row_bytes / slabs;
     for (std::size_t g = 0; g < slabs; ++g) {
-        const std::size_t slab = g % (kSuper / kSlab);
+        const std::size_t slab = g % together;
         prefetch(next + g * fetched, fetched);
-        if (super && slab == 0) {
-            of_super = out;
-            out += super;
+        if (slab == 0) {
+            of_run = out;
+            std::memset(of_run, 0, head);
+            out += head;
         }
         const std::size_t block = g * kSlab / format.columns, within = g - block * format.columns / kSlab;
         Group groups[kBand] = {};
         for (std::size_t r = 0; r < count; ++r) {
             format.read(rows + r * row_bytes + block * format.bytes, within, groups[r]);
-            if (super) put_super(of_super, encoding.scales, r, slab, groups[r]);
-            else put_scales(out + encoding.code_bytes(), encoding.scales, r, groups[r]);
+            if (factor_bytes(encoding.scales)) put_super(of_run, encoding.scales, r, slab, groups[r]);
+            else put_scales(of_run, encoding.scales, r, slab, groups[r]);
         }
         put_codes(groups, encoding.bits, out);
-        out += encoding.slab_bytes();
+        out += encoding.code_bytes();
     }
 }
 

@@ -1,8 +1,9 @@
 // How the engine holds a quantized matrix: the numbers of a GGUF tensor, its rows interleaved so that one vector register
 // holds the same four columns of sixteen rows. Repacked once, when a model is loaded.
 //
-//   A slab is 16 rows times 32 columns: codes, then what scales them. Slabs follow each other along the columns; of a format with
-//   super-blocks all that scales lies before every eighth slab instead. A band is all slabs of the same 16 rows.
+//   A slab is 16 rows times 32 columns. Slabs follow each other along the columns in runs: all that scales a run, then the codes of
+//   its slabs. Both fill whole lines of the cache (a register of 64 bytes that lies in two costs up to a third of the memory's bandwidth).
+//   The last run of a row may have fewer slabs. A band is all slabs of the same 16 rows.
 //
 //   codes     planes of 4, 2 and 1 bits, highest bits in the smallest plane; byte 4 r + c of a vector belongs to row r and to
 //             column 4 q + c for a quad q of columns:
@@ -10,8 +11,8 @@
 //               2 bits: vector v of 2, bits 2 i and 2 i + 1 quad 4 v + i
 //               1 bit:  one vector, bit q quad q
 //               8 bits: vector q of 8
-//   scales    by `Scales`, each an array over the 16 rows
-//   of a super-block: factors, arrays over the rows, then scales as pairs, those that are multiplied together:
+//   scales    by `Scales`, slab by slab, each an array over the 16 rows
+//   of a super-block, which is a run: factors, arrays over the rows, then scales as pairs, those that are multiplied together:
 //               kByte        [4 pairs of slabs][16 rows][2]
 //               kByteMin     the same, then the minimums likewise
 //               kTwoBytes, kTwoNibbles  [8 slabs][16 rows][2 halves]
@@ -25,7 +26,7 @@
 
 namespace fewbits::engine {
 
-constexpr std::size_t kBand = 16, kSlab = 32, kSuper = 256;
+constexpr std::size_t kBand = 16, kSlab = 32, kSuper = 256, kLine = 64;
 
 enum class Scales : std::uint8_t {
     kHalf,       // f16 scale
@@ -65,9 +66,15 @@ constexpr std::size_t factor_bytes(Scales scales) {
     }
 }
 
-// Of all that scales a row in a super-block.
-constexpr std::size_t super_bytes(Scales scales) {
-    return factor_bytes(scales) ? factor_bytes(scales) + kSuper / kSlab * scale_bytes(scales) : 0;
+// Slabs of a run.
+constexpr std::size_t run_slabs(Scales scales) {
+    if (factor_bytes(scales)) return kSuper / kSlab;
+    return scales == Scales::kHalf ? 2 : scales == Scales::kExponent ? 4 : 1;
+}
+
+// Of what scales a run.
+constexpr std::size_t head_bytes(Scales scales) {
+    return (kBand * (factor_bytes(scales) + run_slabs(scales) * scale_bytes(scales)) + kLine - 1) / kLine * kLine;
 }
 
 constexpr bool are_floats(Scales scales) { return scales >= Scales::kFloat16; }
@@ -81,10 +88,10 @@ struct Encoding {
     std::uint8_t table[16];
 
     std::size_t code_bytes() const { return kBand * kSlab * bits / 8; }  // of a slab
-    std::size_t slab_bytes() const { return code_bytes() + (super_bytes(scales) ? 0 : kBand * scale_bytes(scales)); }
     std::size_t band_bytes(std::size_t columns) const {
         if (are_floats(scales)) return kBand * columns * bits / 8;
-        return columns / kSlab * slab_bytes() + columns / kSuper * kBand * super_bytes(scales);
+        const std::size_t slabs = columns / kSlab, together = run_slabs(scales);
+        return slabs * code_bytes() + (slabs + together - 1) / together * head_bytes(scales);
     }
 };
 

@@ -133,7 +133,7 @@ def activations(count, columns, seed):
 @pytest.mark.parametrize("name", FORMATS)
 def test_products_of_every_type(name, isa, count):
     fmt = get_format(name)
-    rows, columns = 41, 1024 if fmt.block == 256 else 576
+    rows, columns = 41, 1024 if fmt.block == 256 else 608  # 19 slabs: the last run has fewer than others
     data, weight = random_blocks(fmt, rows, columns, seed=count)
     x = activations(count, columns, seed=count)
 
