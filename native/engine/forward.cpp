@@ -12,6 +12,9 @@ std::size_t grain_of(std::size_t bands, std::size_t threads, std::size_t inputs)
     return std::max<std::size_t>(1, bands / (threads * (inputs > 16 ? 48 : 6)));
 }
 
+// Bytes of a matrix that stay in a core's second cache while they are multiplied by inputs, and by what rounding took from those.
+constexpr std::size_t kReadTwice = 1 << 17;
+
 void add_bias(float* out, const float* bias, std::size_t size) {
     for (std::size_t i = 0; i < size; ++i) out[i] += bias[i];
 }
@@ -47,13 +50,18 @@ void Forward::embed(std::size_t row) {
 
 void Forward::begin_inputs(const float* values, std::size_t count, std::size_t columns, bool fine) {
     inputs_ = place_inputs(values, count, columns, rows_.inputs);
-    rest_ = fine ? place_inputs(rows_.rest, count, columns, rows_.rest_inputs) : Inputs{};
+    rest_ = fine ? place_inputs(rows_.rest, alone_ ? 2 : count, columns, rows_.rest_inputs) : Inputs{};
 }
 
 void Forward::round(std::size_t first, std::size_t last) {
     if (inputs_.columns % kSlab) return;  // of matrices of floats
     matmul_.round(inputs_, first, last);
     if (!rest_.count) return;
+    if (alone_) {
+        std::memcpy(rows_.rest, inputs_.values, inputs_.columns * sizeof(float));
+        matmul_.residual(inputs_, 0, rows_.rest + inputs_.columns);
+        return matmul_.round(rest_, 0, 2);
+    }
     for (std::size_t row = first; row < last; ++row) matmul_.residual(inputs_, row, rows_.rest + row * inputs_.columns);
     matmul_.round(rest_, first, last);
 }
@@ -83,10 +91,17 @@ void Forward::multiply(const Part* parts, std::size_t part_count, float* out, st
 
 void Forward::multiply_bands(const Part& part, std::size_t first, std::size_t last, float* out, std::size_t stride) {
     const Matrix& matrix = part.linear.matrix;
-    matmul_.multiply(matrix, inputs_, first, last, out, stride, false);
-    const std::size_t fine = std::max(first, part.fine_from);
-    if (rest_.count && fine < last && !are_floats(matrix.encoding.scales))
-        matmul_.multiply(matrix, rest_, fine, last, out, stride, true);
+    const bool has_fine = rest_.count && !are_floats(matrix.encoding.scales);
+    const std::size_t fine = has_fine ? std::clamp(part.fine_from, first, last) : last;
+    matmul_.multiply(matrix, inputs_, first, fine, out, stride, false);
+    if (alone_) return matmul_.multiply(matrix, rest_, fine, last, out, 0, false);
+    // So few bands at a time that they are still in the cache when they are needed again.
+    const std::size_t together = std::max<std::size_t>(1, kReadTwice / matrix.encoding.band_bytes(matrix.columns));
+    for (std::size_t from = fine; from < last; from += together) {
+        const std::size_t to = std::min(last, from + together);
+        matmul_.multiply(matrix, inputs_, from, to, out, stride, false);
+        matmul_.multiply(matrix, rest_, from, to, out, stride, true);
+    }
 }
 
 void Forward::multiply(const Linear& linear, float* out) {

@@ -52,7 +52,7 @@ private:
     void norm(std::size_t row, const float* weight);
     void activate(std::size_t row, std::size_t size);
     // The inputs of the next product: `values` [count, columns], which `each_input` computes and rounds. `fine`: what rounding takes
-    // from them is rounded too, for parts that want it.
+    // from them is rounded too, for parts that want it; of a single row both are inputs side by side, so that matrices are read once.
     void begin_inputs(const float* values, std::size_t count, std::size_t columns, bool fine = false);
     void round(std::size_t first, std::size_t last);
     // out[n * stride + offset + row] for all parts and the inputs. It ends with all waiting.

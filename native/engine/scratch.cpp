@@ -39,10 +39,11 @@ Arena allot(std::initializer_list<Wish> wishes, std::size_t rows, std::size_t mo
 Rows::Rows(const Config& config, std::size_t feed_size, std::size_t rows) {
     const std::size_t used = std::max<std::size_t>(1, config.experts_used), hidden = config.hidden;
     const std::size_t input = (std::max({hidden, config.query_size(), feed_size}) + kSlab - 1) / kSlab * kSlab;
+    const std::size_t rest_rows = rows == 1 ? 2 : rows;
     // An expert's rows are at most the batch's: a row chooses it once.
-    arena = allot({{&x, hidden}, {&normed, hidden}, {&rest, input}, {&product, feed_size}, {&gathered, config.experts ? hidden : 0},
+    arena = allot({{&x, hidden}, {&normed, hidden}, {&rest, rest_rows / rows * input}, {&product, feed_size}, {&gathered, config.experts ? hidden : 0},
                    {&expert_out, config.experts ? used * hidden : 0}},
-                  rows, 2 * input_bytes(rows, input), &inputs);
+                  rows, input_bytes(rows, input) + input_bytes(rest_rows, input), &inputs);
     rest_inputs = static_cast<std::uint8_t*>(inputs) + input_bytes(rows, input);
     std::size_t pairs = 0;
     for (const Rope& rope : config.ropes) pairs += rope.frequencies.size();

@@ -18,7 +18,8 @@ struct Rows {
     Rows(const Config& config, std::size_t feed_size, std::size_t rows);
 
     float *x, *normed, *rest, *product, *gathered, *expert_out;
-    void *inputs, *rest_inputs;            // room of rounded inputs, and of what that took from them
+    // Room of rounded inputs, and of what that took from them, `rest`; of a single row `rest` has the row before that.
+    void *inputs, *rest_inputs;
     std::vector<float> cosines, sines;     // [row][rope][half]
     std::vector<std::uint32_t> chosen;     // [row][used] experts
     std::vector<float> chosen_weight;

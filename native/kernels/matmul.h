@@ -60,7 +60,8 @@ struct MatmulKernels {
     void (*round)(const Inputs& inputs, std::size_t first, std::size_t last);
     // What rounding took from an input: out [columns] = value - scale * code.
     void (*residual)(const Inputs& inputs, std::size_t index, float* out);
-    // out[n * stride + row], or what is added to it, for all inputs n and the rows of bands [first, last).
+    // out[n * stride + row], or what is added to it, for all inputs n and the rows of bands [first, last). Without a stride, the
+    // inputs' results are added up.
     void (*multiply)(const engine::Matrix& matrix, const Inputs& inputs, std::size_t first, std::size_t last, float* out,
                      std::size_t stride, bool add);
 };
