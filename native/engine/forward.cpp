@@ -7,10 +7,10 @@ namespace fewbits::engine {
 
 namespace {
 
-// Bands of 16 rows of a matrix that a thread takes at a time: few enough that all end together, the fewer the longer they take.
-std::size_t grain_of(std::size_t bands, std::size_t threads, std::size_t inputs) {
-    return std::max<std::size_t>(1, bands / (threads * (inputs > 16 ? 48 : 6)));
-}
+// With fewer inputs the time of a product is that of reading the matrix.
+constexpr std::size_t kFewInputs = 16;
+// Bands of 16 rows that a thread takes at a time otherwise: few enough that all end together.
+std::size_t grain_of(std::size_t bands, std::size_t threads) { return std::max<std::size_t>(1, bands / (threads * 48)); }
 
 // Bytes of a matrix that stay in a core's second cache while they are multiplied by inputs, and by what rounding took from those.
 constexpr std::size_t kReadTwice = 1 << 17;
@@ -78,7 +78,7 @@ void Forward::norm(std::size_t row, const float* weight) {
 void Forward::multiply(const Part* parts, std::size_t part_count, float* out, std::size_t stride) {
     std::size_t bands = 0;
     for (std::size_t p = 0; p < part_count; ++p) bands += parts[p].linear.bands();
-    member_.share(bands, grain_of(bands, member_.size, inputs_.count), [&](std::size_t first, std::size_t last) {
+    const auto multiply_some = [&](std::size_t first, std::size_t last) {
         std::size_t start = 0;
         for (std::size_t p = 0; p < part_count && start < last; ++p) {
             const Linear& linear = parts[p].linear;
@@ -86,7 +86,9 @@ void Forward::multiply(const Part* parts, std::size_t part_count, float* out, st
             if (from < to) multiply_bands(parts[p], from - start, to - start, out + parts[p].offset, stride);
             start = end;
         }
-    });
+    };
+    if (inputs_.count <= kFewInputs) member_.share_stretches(bands, multiply_some);
+    else member_.share(bands, grain_of(bands, member_.size), multiply_some);
 }
 
 void Forward::multiply_bands(const Part& part, std::size_t first, std::size_t last, float* out, std::size_t stride) {

@@ -40,7 +40,20 @@ void Member::wait() { team_.barrier(); }
 
 std::size_t Member::take(std::size_t grain) { return team_.next_.fetch_add(grain, std::memory_order_relaxed); }
 
-ThreadTeam::ThreadTeam(std::size_t size) : size_(size < 1 ? 1 : size) {
+void Member::begin_pieces() {
+    ThreadTeam::Pieces& own = team_.pieces_[index];
+    own.turn ^= 1;
+    own.taken[own.turn ^ 1].store(0, std::memory_order_relaxed);
+}
+
+// Its number; kPieces or more if none is left.
+std::size_t Member::take_piece(std::size_t owner) {
+    std::atomic<std::size_t>& taken = team_.pieces_[owner].taken[team_.pieces_[index].turn];
+    const std::size_t seen = taken.load(std::memory_order_relaxed);  // cheaper where others write
+    return seen < kPieces ? taken.fetch_add(1, std::memory_order_relaxed) : seen;
+}
+
+ThreadTeam::ThreadTeam(std::size_t size) : size_(size < 1 ? 1 : size), pieces_(size_) {
     try {
         for (std::size_t i = 1; i < size_; ++i) threads_.emplace_back([this, i] { serve(i); });
     } catch (const std::exception&) {

@@ -1,6 +1,7 @@
 // Threads that go through one piece of work together, the caller as the first of them.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstddef>
@@ -32,10 +33,32 @@ public:
         wait();
     }
 
+    // The same for what lies one after another in memory and is read once: a core that goes on where it was reads faster, so every
+    // thread has a stretch of its own, most of it in one piece. Who is done takes pieces of what the others have left. Pieces begin
+    // at even numbers.
+    template <typename Body>
+    void share_stretches(std::size_t count, Body&& body) {
+        const std::size_t each = even_part(count, size), most = even_part(3 * each, 4), grain = even_part(each - most, kPieces);
+        begin_pieces();
+        for (std::size_t turn = 0; turn < size; ++turn) {
+            const std::size_t owner = (index + turn) % size, begin = owner * each, end = std::min(count, begin + each);
+            if (turn == 0 && begin < end) body(begin, std::min(end, begin + most));
+            for (std::size_t first; (first = begin + most + grain * take_piece(owner)) < end;) body(first, std::min(end, first + grain));
+        }
+        wait();
+    }
+
     const std::size_t index, size;
 
 private:
+    static constexpr std::size_t kPieces = 2;  // of what isn't in the first
+    // At least count / parts.
+    static std::size_t even_part(std::size_t count, std::size_t parts) {
+        return std::max<std::size_t>(2, ((count + parts - 1) / parts + 1) / 2 * 2);
+    }
     std::size_t take(std::size_t grain);
+    void begin_pieces();
+    std::size_t take_piece(std::size_t owner);
     ThreadTeam& team_;
 };
 
@@ -67,6 +90,12 @@ private:
     alignas(64) std::atomic<std::size_t> arrived_{0};
     alignas(64) std::atomic<std::size_t> phase_{0};
     alignas(64) std::atomic<std::size_t> next_{0};
+    // Of each thread's stretch: the pieces that were taken, in turns of two, so that a thread can clear those of its next one.
+    struct alignas(64) Pieces {
+        std::atomic<std::size_t> taken[2]{};
+        std::size_t turn = 0;  // only the thread itself knows; all are in the same
+    };
+    std::vector<Pieces> pieces_;
 };
 
 }  // namespace fewbits::engine
