@@ -19,8 +19,8 @@ from torch.nn import functional
 from fewbits.language_model.predictions import Predictor
 from fewbits.tuning.student import Student
 
-# Logits held at once: 2^22 are 16 MB, and a few such arrays live at a time.
-LOGITS = 1 << 22
+# Logits held at once: 2^21 are 8 MB, and a few such arrays live at a time.
+LOGITS = 1 << 21
 Advance = Callable[[int, str], None]
 
 
@@ -78,7 +78,7 @@ class Teacher:
 
     def log_probabilities(self, hidden: Tensor) -> Tensor:
         """Of the next token, float32 [T, V], for hidden states [T, D]."""
-        with torch.inference_mode():
+        with torch.no_grad():  # tensors of inference mode would have to be copied for the student's gradient
             return torch.log_softmax(self._predictor.logits(hidden.float()).float(), -1)
 
 
@@ -122,7 +122,7 @@ def _backward(student: Student, teacher: Teacher, ids: Tensor, target: Tensor) -
     total = 0.0
     for piece in _pieces(leaf, student):
         logits = torch.log_softmax(student.predictor.logits(leaf[piece]).float(), -1)
-        wanted = teacher.log_probabilities(target[piece]).clone()
+        wanted = teacher.log_probabilities(target[piece])
         loss = functional.kl_div(logits, wanted, reduction="sum", log_target=True) / len(ids)
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
