@@ -35,10 +35,9 @@ struct ScaleSearch {
     std::vector<float> places;
     std::size_t refits;
 
+    // Without places the scale is that of plain rounding.
     ScaleSearch(float plain, std::vector<float> places, std::size_t refits)
-        : plain(plain), places(std::move(places)), refits(refits) {
-        require(!this->places.empty());
-    }
+        : plain(plain), places(std::move(places)), refits(refits) {}
     Options options() const { return {plain, numbers(places), refits}; }
     static bool suits(std::size_t block, std::size_t group, const Grid&) { return block == 32 && group == 32; }
 };

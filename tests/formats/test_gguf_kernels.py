@@ -134,5 +134,3 @@ def test_descriptions_that_dont_fit_are_refused():
     ):
         with pytest.raises(ValueError, match="shapes"):
             _native.BlockKernel(block, group, 1.0, grid, layout, search)
-    with pytest.raises(ValueError, match="shapes"):
-        _native.ScaleSearch(-8, [], 1)
