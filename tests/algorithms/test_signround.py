@@ -192,7 +192,7 @@ def test_no_statistics_at_all_is_near_rounding(name):
 
     plain = start(weight)
     ratio = np.square(ours.dequantize() - weight).sum() / np.square(plain.dequantize() - weight).sum()
-    assert 0.99 < ratio <= 1 + 1e-6
+    assert 0.95 < ratio <= 1 + 1e-6  # Q4_0 is rounded to a scale that nothing was searched for
 
 
 def rtn_of(weight, fmt):
