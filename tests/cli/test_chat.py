@@ -50,6 +50,11 @@ class Terminal:
         found, self._seen = self._seen[:at], self._seen[at:]
         return found
 
+    def expect_prompt(self) -> None:
+        """Wait for the prompt, and until a Ctrl-C is heeded: between both, Python keeps it until a key is pressed."""
+        self.expect("> ")
+        time.sleep(0.5)
+
     def wait_for_text(self, least: int, seconds: float = 120) -> None:
         """Wait until so many characters have come."""
         end = time.monotonic() + seconds
@@ -109,7 +114,7 @@ def test_ctrl_c_cuts_an_answer_and_the_conversation_goes_on(served: ServedModel)
             chat.wait_for_text(200)  # in the middle of the answer
             chat.send(CTRL_C)
             assert len(chat.expect(" [stopped]")) > 200
-            chat.expect("> ")
+            chat.expect_prompt()
         chat.send("/quit\n")
         status, _ = chat.end()
 
@@ -118,13 +123,13 @@ def test_ctrl_c_cuts_an_answer_and_the_conversation_goes_on(served: ServedModel)
 
 def test_ctrl_c_twice_ends(served: ServedModel) -> None:
     with terminal(served, *ENDLESS) as chat:
-        chat.expect("> ")
+        chat.expect_prompt()
         chat.send("The quick brown fox\n")
         chat.expect("fox\r\n")
         chat.wait_for_text(200)
         chat.send(CTRL_C)
         chat.expect("[stopped]")
-        chat.expect("> ")
+        chat.expect_prompt()
         chat.send(CTRL_C)
         status, said = chat.end()
 
@@ -134,17 +139,17 @@ def test_ctrl_c_twice_ends(served: ServedModel) -> None:
 
 def test_at_the_prompt_ctrl_c_drops_what_was_typed_and_only_the_next_one_ends(served: ServedModel) -> None:
     with terminal(served, *ENDLESS, "-n", "3") as chat:
-        chat.expect("> ")
+        chat.expect_prompt()
         chat.send("half a mess")
         chat.expect("half a mess")
         chat.send(CTRL_C)
         chat.expect("Ctrl-C again ends")
-        chat.expect("> ")
+        chat.expect_prompt()
         chat.send("/reset\n")  # a line in between: the count begins again
-        chat.expect("> ")
+        chat.expect_prompt()
         chat.send(CTRL_C)
         chat.expect("Ctrl-C again ends")
-        chat.expect("> ")
+        chat.expect_prompt()
         chat.send(CTRL_C)
         status, said = chat.end()
 

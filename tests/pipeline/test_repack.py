@@ -33,7 +33,7 @@ FITS = [
     ("compressed-tensors", "FP8_E4M3_CHANNEL", {"modelopt": "MODELOPT_FP8"}),
     ("compressed-tensors", "MXFP4_PACKED", {"mlx": "MLX_MXFP4", "gguf": "MXFP4"}),
     ("gguf", "Q8_0", {"gptq": "GPTQ8_G32_SYM", "mlx": "MLX8_G32_F16"}),
-    ("gguf", "Q4_0", {"awq": "AWQ4_G32", "gptq": "GPTQ4_G32_SYM", "mlx": "MLX4_G32_F16"}),
+    ("gguf", "Q4_0", {"awq": "AWQ4_G32", "gptq": "GPTQ4_G32_SYM", "mlx": "MLX4_G32"}),  # eighths of BF16 weights
     ("gguf", "Q4_1", {"mlx": "MLX4_G32_F16"}),
 ]  # fmt: skip
 REFUSED = [
