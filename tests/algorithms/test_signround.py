@@ -179,8 +179,9 @@ def test_odd_weights(name, size):
     assert np.abs(ours - weight)[usual].max() < 1
 
 
-@pytest.mark.parametrize("name", ["Q4_0", "INT4_G64"])
-def test_no_statistics_at_all_is_near_rounding(name):
+# Q4_0's plain rounding has a scale that nothing was searched for, so that there is something to gain.
+@pytest.mark.parametrize(("name", "least"), [("Q4_0", 0.95), ("INT4_G64", 0.99)])
+def test_no_statistics_at_all_is_near_rounding(name, least):
     """Columns that no token used: nothing is gained by moving them, so they stay."""
     weight, _ = correlated_map(rows=16)
     ones, nothing = np.ones(16, np.float32), np.zeros((256, 256), np.float32)
@@ -192,7 +193,7 @@ def test_no_statistics_at_all_is_near_rounding(name):
 
     plain = start(weight)
     ratio = np.square(ours.dequantize() - weight).sum() / np.square(plain.dequantize() - weight).sum()
-    assert 0.95 < ratio <= 1 + 1e-6  # Q4_0 is rounded to a scale that nothing was searched for
+    assert least < ratio <= 1 + 1e-6
 
 
 def rtn_of(weight, fmt):

@@ -127,7 +127,7 @@ def test_a_client_that_leaves_in_mid_stream_frees_its_slot_at_once(served: Serve
         connection.close()
 
         # alone it would write for 120 steps of 50 ms
-        assert until(lambda: load(server)["running"] == 0, 3.0)
+        assert until(lambda: load(server)["running"] == 0, 1.0)
         assert client.completions.create(**asked(0)).choices[0].text
 
 
@@ -140,11 +140,11 @@ def test_clients_that_leave_while_they_wait_or_before_their_first_token_are_forg
         waiting, _ = stream_of(server)
         assert until(lambda: load(server) == {"status": "ok", "running": 1, "waiting": 2, "slots": 1}, 5)
         waiting.close()
-        assert until(lambda: load(server)["waiting"] == 1, 3.0)
+        assert until(lambda: load(server)["waiting"] == 1, 1.0)
         busy.close()
-        assert until(lambda: load(server)["waiting"] == 0, 3.0)
+        assert until(lambda: load(server)["waiting"] == 0, 1.0)
         reading.close()
-        assert until(lambda: load(server)["running"] == 0, 3.0)
+        assert until(lambda: load(server)["running"] == 0, 1.0)
 
 
 POISON = 77  # a token id that the engine below can't stand
@@ -212,8 +212,8 @@ def refuses(server: Server) -> bool:
         call(server, "GET", "/health")
     except ConnectionRefusedError:
         return True
-    except (OSError, HTTPException):  # while it closes
-        return False
+    except (OSError, HTTPException):
+        pass  # it is closing
     return False
 
 
