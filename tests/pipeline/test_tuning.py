@@ -1,13 +1,18 @@
 """Tuning the numbers of a finished artifact, from command to file, on a model small enough to train in seconds."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
+import torch
 from interruption import Killed, leftovers
 
 import fewbits
 from fewbits.checkpoint.source import open_checkpoint
 from fewbits.formats import QTensor, get_format
 from fewbits.pipeline.journal import Journal, tuning_path
+from fewbits.language_model.transformers_model import model_of
+from fewbits.tuning import distillation
 from fewbits.tuning.distillation import Schedule
 from fewbits.tuning.parameters import MatrixParameters, trainable_part
 
@@ -48,6 +53,23 @@ def test_tuning_lowers_the_loss_on_text_that_it_has_not_seen(best, tiny_llama, k
     assert tuned.tuning.startswith("kept: held-out KL ")
     before, after = (kl(tmp_path / file, tiny_llama) for file in (f"plain-{name}", name))
     assert after < 0.95 * before  # measured: 0.933 for integers, 0.868 for GGUF
+
+
+def test_activations_kept_in_16_bits_give_nearly_the_same_gradients(tiny_llama, monkeypatch):
+    monkeypatch.setattr(distillation, "LARGE", 1)
+    model = model_of(open_checkpoint(tiny_llama))
+    ids, gradients = torch.arange(48)[None], []
+    direction = torch.randn((1, 48, model.config.hidden_size), generator=torch.Generator().manual_seed(1))
+    for kept in (nullcontext(), distillation.activations_in_16_bits(model)):
+        model.zero_grad()
+        with kept:
+            hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+        hidden.backward(direction)
+        gradients.append(torch.cat([p.grad.flatten() for p in model.model.layers.parameters()]))
+    exact, found = gradients
+
+    error = (found - exact).norm() / exact.norm()
+    assert 0 < error < 2**-7
 
 
 def test_it_is_left_out_from_four_bits_on_unless_asked_for(best, tmp_path):

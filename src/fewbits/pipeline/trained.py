@@ -37,8 +37,8 @@ ENOUGH_BITS = 4
 
 # Bytes for each weight: itself and its code. Gradients live for one matrix at a time.
 _WEIGHT, _GRADIENT = 5, 4
-# float32 numbers that a linear map's input and output leave for the way back, each.
-_KEPT = 2
+# Numbers of 32 bits that a linear map's input and output leave for the way back, each: two of 16.
+_KEPT = 1
 # Arrays of as many logits as are made at once.
 _LOGIT_ARRAYS = 8
 # Resident size of a process with PyTorch and transformers.
