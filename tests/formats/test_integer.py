@@ -112,7 +112,8 @@ class TestOwner:
         weight, importance = heavy_tailed(24, 512, seed=3), uneven_importance(512)
         theirs = owner_plain(fmt, weight)[3]
 
-        assert loss(weight, quantize(fmt, weight)[2]) <= loss(weight, theirs)
+        even = np.ones(512, np.float32)
+        assert loss(weight, quantize(fmt, weight, even)[2]) <= loss(weight, theirs)
         if scope != "TENSOR":
             weighted = quantize(fmt, weight, importance)[2]
             assert loss(weight, weighted, importance) <= loss(weight, theirs, importance)
@@ -149,13 +150,32 @@ class TestFit:
         fmt = make(width, 64, symmetric=True)
         weight = heavy_tailed(64, 512)
 
-        assert loss(weight, quantize(fmt, weight)[2]) < share * loss(weight, owner_plain(fmt, weight)[3])
+        found = quantize(fmt, weight, np.ones(512, np.float32))[2]
+        assert loss(weight, found) < share * loss(weight, owner_plain(fmt, weight)[3])
+
+    @pytest.mark.parametrize(
+        ("width", "symmetric", "weighs"), [(4, True, True), (5, True, False), (4, False, False)]
+    )
+    def test_without_importance_few_symmetric_bits_keep_the_largest_numbers(self, width, symmetric, weighs):
+        fmt = make(width, 64, symmetric)
+        weight = heavy_tailed(64, 512)
+        square = weight.reshape(-1, 64) ** 2
+        importance = (square + square.mean(axis=1, keepdims=True)).reshape(weight.shape)
+
+        blind, even, by_size = (
+            quantize(fmt, weight, i)[2] for i in (None, np.ones(512, np.float32), importance)
+        )
+
+        assert loss(weight, by_size, importance) < 0.97 * loss(weight, even, importance)
+        assert loss(weight, blind, importance) == pytest.approx(
+            loss(weight, by_size if weighs else even, importance), rel=1e-3
+        )
 
     @pytest.mark.parametrize("weighted", [False, True])
     def test_four_bits_in_32_columns_beat_the_same_grid_in_gguf(self, weighted):
         """Q4_0 is the same grid with a float16 scale, rounded by the gguf package without a search."""
         weight = heavy_tailed(64, 512)
-        importance = uneven_importance(512) if weighted else None
+        importance = uneven_importance(512) if weighted else np.ones(512, np.float32)
         theirs = gguf.quants.dequantize(
             gguf.quants.quantize(weight, gguf.GGMLQuantizationType.Q4_0), gguf.GGMLQuantizationType.Q4_0
         )

@@ -10,8 +10,8 @@ from interruption import Killed, leftovers
 import fewbits
 from fewbits.checkpoint.source import open_checkpoint
 from fewbits.formats import QTensor, get_format
-from fewbits.pipeline.journal import Journal, tuning_path
 from fewbits.language_model.transformers_model import model_of
+from fewbits.pipeline.journal import Journal, tuning_path
 from fewbits.tuning import distillation
 from fewbits.tuning.distillation import Schedule
 from fewbits.tuning.parameters import MatrixParameters, trainable_part

@@ -201,6 +201,15 @@ class Format(ABC, Generic[P]):
     def unpack(self, parts: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int]) -> tuple[Codes, P]:
         """The inverse of `pack`: codes [N, K] and params of R blocks."""
 
+    def blind_importance(self, weight: Floats) -> Floats | None:
+        """What plain rounding of blocks float32 [R, B] weighs errors with where nothing is known of the inputs.
+
+        Returns:
+            float32 [R, B] as `fit` takes it; None counts every column alike.
+        """
+        del weight
+        return None
+
     def quantize_rows(self, rows: StoredRows, importance: Floats | None = None) -> Parts:
         """Fit, round and pack whole rows: what plain rounding is.
 
@@ -382,13 +391,15 @@ class QTensor:
 def fitted(fmt: Format[Any], weight: Floats, importance: Floats | None = None) -> QTensor:
     """A matrix float32 [N, K] with every block's parameters by the format's own fit, and the nearest codes.
 
-    `importance` as in `Format.quantize_rows`.
+    `importance` as in `Format.quantize_rows`; without it, what `Format.blind_importance` says.
     """
     rows, columns = weight.shape
     block = fmt.block_of(columns)
     blocks = weight.reshape(-1, block)
     if importance is not None:
         importance = np.broadcast_to(importance, weight.shape).reshape(-1, block)
+    else:
+        importance = fmt.blind_importance(blocks)
     runs = block_runs(rows, columns // block, fmt, max(len(blocks), 1))
     pieces = [fmt.fit(blocks[run], None if importance is None else importance[run]) for run in runs]
     params = joined(pieces, runs, len(blocks), fmt)

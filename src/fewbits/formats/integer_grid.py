@@ -16,10 +16,12 @@ from fewbits.errors import FormatError
 from fewbits.formats.format import Codes, Floats, LinearPart, Params, QTensor
 from fewbits.formats.integer_fit import fit, fit_asymmetric, fit_symmetric
 from fewbits.formats.numbers import Levels, Numbers, StepNumbers, UnlikeError
-from fewbits.formats.scale_search import denormalise
+from fewbits.formats.scale_search import denormalise, dot, normalise
 from fewbits.formats.scale_type import ScaleType
 from fewbits.formats.tensor_scope import TENSOR, TensorScope
 
+# Bits up to which symmetric codes are fitted to the largest numbers first.
+_FEW = 4
 Scope = Literal["GROUP", "CHANNEL", "TENSOR"]
 
 
@@ -58,6 +60,21 @@ class IntegerGrid(TensorScope[IntegerParams]):
     @property
     def _middle(self) -> int:
         return int(1 << (self.width - 1))
+
+    def blind_importance(self, weight: Floats) -> Floats | None:
+        """For symmetric codes of few bits the square of each number and their mean in its block.
+
+        Their least squared error cuts or moves a block's largest numbers, whose loss is more than their share of the
+        error: docs/log.md, 2026-11-30, has the figures, of other widths and of zero points too.
+        """
+        if not self.symmetric or self.width > _FEW:
+            return None
+        # Of numbers below 1, so that squares neither overflow nor vanish.
+        scaled, _ = normalise(weight)
+        mean = dot(scaled, scaled) / np.float32(scaled.shape[1])
+        square = np.square(scaled, out=scaled)
+        square += mean[:, None]
+        return square
 
     def _fit(self, weight: Floats, importance: Floats | None) -> IntegerParams:
         return IntegerParams(*fit(weight, importance, self.width, self.scales, symmetric=self.symmetric))
