@@ -51,6 +51,8 @@ const Isa& isa() {
 }  // namespace fewbits
 
 NB_MODULE(_native, module) {
+    // Formats keep their kernels in Python's caches until the interpreter ends: no leak, and no news for users.
+    nb::set_leak_warnings(false);
     module.doc() = "Kernels of fewbits in C++.";
     module.def("isa", [] { return fewbits::isa().name; }, "The instruction set in use: portable, avx2 or avx512.");
     module.def("visit_codes", &fewbits::visit_codes, nb::arg("values"), nb::arg("ranks"), nb::arg("grids"),

@@ -8,8 +8,8 @@
 4. Embedding: from the gradient at the first boundary.
 
 One block's weights are in memory at a time, and if the sums of its maps don't fit beside them, some maps
-are left for another pass over the same block. Arithmetic is float32; what lies in
-files between the passes is bfloat16.
+are left for another pass over the same block. Arithmetic is float32, but for large products where
+the processor has short ones (`products`); what lies in files between the passes is bfloat16.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from fewbits.calibration.conversion import (
 from fewbits.calibration.find_folds import block_folds, head_fold
 from fewbits.calibration.fold import Fold
 from fewbits.calibration.head import Head
-from fewbits.calibration.linear_maps import LinearMap, Observation, linear_maps, symmetric
+from fewbits.calibration.linear_maps import LinearMap, Observation, Products, linear_maps, symmetric
 from fewbits.calibration.store import FORMAT_VERSION, StatisticsStore
 from fewbits.calibration.text import CalibrationTokens
 from fewbits.checkpoint.checkpoint import Checkpoint
@@ -152,7 +152,8 @@ def _forward(run: _Run) -> None:
                 append(model.embed(ids[start:stop]))
     for index in range(run.last):
         if not boundaries.has("hidden", index + 1):
-            with model.block(index), boundaries.writing("hidden", index + 1) as append, torch.no_grad():
+            writing = boundaries.writing("hidden", index + 1)
+            with model.block(index), writing as append, torch.no_grad(), Products():
                 for start, stop, _ in run.batches():
                     append(model.run(index, boundaries.read("hidden", index, start, stop)))
         run.progress.advance(1, model.names[index])

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fewbits.calibration.blocks import BlockwiseModel
 from fewbits.calibration.linear_maps import Peaks, add_weighted_product
+from fewbits.calibration.products import product
 
 # Logits held at once: 2^24 are 64 MB, and a few such arrays live at a time.
 _LOGITS = 1 << 24
@@ -78,7 +79,7 @@ class Head:
 
     def _gradient(self, hidden: Tensor, held_out: bool) -> Tensor:
         """Of tokens whose logits fit in memory; a few at a time where numbers are only passed over."""
-        numbers = hidden @ self._weight.T
+        numbers = product(hidden, self._weight.T)
         pairs = torch.randint(_SIGNS, (2, len(hidden)), generator=self._generator)
         step = max(1, _CACHED // numbers.shape[1])
         weights = torch.cat(
@@ -92,7 +93,7 @@ class Head:
         if not held_out:
             sums.tokens += len(hidden)
             sums.peaks.add(hidden, weights)
-        return numbers @ self._weight
+        return product(numbers, self._weight)
 
     def _probe(self, products: Tensor, pairs: Tensor, held_out: bool) -> Tensor:
         """Replace products with the head's rows [T, V] by random vectors of covariance diag(p) - p pᵀ.

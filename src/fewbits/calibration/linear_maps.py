@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
+from fewbits.calibration.products import WIDE, has_short_products, product
 from fewbits.language_model.transformers_model import storage_address
 
 # Little more than half of a symmetric product is computed, in this many column panels of at least this size:
@@ -172,9 +173,16 @@ def add_product(total: Tensor, x: Tensor) -> None:
     """Add xᵀ x of x [T, K] to float32 [K, K], of which only the upper triangle counts."""
     width = x.shape[1]
     step = max(_PANEL, -(-width // _PANELS))
+    short = width >= WIDE and has_short_products()
+    if short:
+        x = x.bfloat16()
     for start in range(0, width, step):
-        stop = min(start + step, width)
-        total[start:stop, start:].addmm_(x[:, start:stop].T, x[:, start:])
+        part = total[start : min(start + step, width), start:]
+        left, right = x[:, start : start + len(part)].T, x[:, start:]
+        if short:
+            part += left @ right
+        else:
+            part.addmm_(left, right)
 
 
 def symmetric(total: Tensor) -> Tensor:
@@ -237,6 +245,25 @@ class Observation(TorchFunctionMode):
         return self.sums.get(name)
 
 
+class Products(TorchFunctionMode):
+    """Within this context linear maps are computed as under `Observation`."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Called by PyTorch for every function of tensors."""
+        del types
+        if func is linear and len(args) > 1:
+            bias = args[2] if len(args) > 2 else (kwargs or {}).get("bias")
+            found = product(args[0], args[1].T)
+            return found if bias is None else found + bias
+        return func(*args, **(kwargs or {}))
+
+
 class _Observed(torch.autograd.Function):
     """x Wᵀ + bias, whose backward pass hands x and the gradient at its output to the sums."""
 
@@ -247,7 +274,8 @@ class _Observed(torch.autograd.Function):
         """[..., K] and [N, K] to [..., N]."""
         ctx.save_for_backward(x, weight)
         ctx.sums, ctx.held_out = sums, held_out
-        return linear(x, weight, bias)
+        found = product(x, weight.T)
+        return found if bias is None else found + bias
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
@@ -256,4 +284,4 @@ class _Observed(torch.autograd.Function):
         (g,) = gradients
         if ctx.sums is not None and x.numel():
             ctx.sums.add(x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1]), ctx.held_out)
-        return cast("Tensor", g @ weight), None, None, None, None
+        return product(g, weight), None, None, None, None

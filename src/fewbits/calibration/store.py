@@ -20,7 +20,7 @@ from fewbits.errors import CalibrationError, OutputError, ResumeError
 from fewbits.operating_system import lock_file
 
 # Changes whenever the same input gives other statistics or other files.
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 _DESCRIPTION = "calibration.json"
 _COMPLETE = "complete.json"
