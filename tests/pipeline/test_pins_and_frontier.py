@@ -164,7 +164,7 @@ def test_the_command_prints_a_table_or_a_list(points, tiny_llama, sample_text, t
     assert head.split()[:2] == ["size", "bytes"]
     assert [int(row.split()[2].replace(",", "")) for row in rows] == [point.bytes for point in points]
     assert "Predicted KL" in note
-    assert "tokens in whole blocks where 32,768 were asked for" in done.stderr
+    assert "tokens in whole blocks where 24,576 were asked for" in done.stderr
 
     said = run(*arguments, "--json").stdout
     assert said.count("\n") == 1

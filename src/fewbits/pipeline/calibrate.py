@@ -48,8 +48,8 @@ from fewbits.planning.prices import measured_formats, price_plain, price_tensor,
 from fewbits.progress import Progress
 from fewbits.version import __version__
 
-# Tokens of calibration text, held-out eighth included. Twice as many lower the loss by a few per cent more.
-TOKENS = {"balanced": 32768, "best": 131072}
+# Tokens of calibration text, held-out eighth included. More lower the loss by a few per cent: docs/log.md.
+TOKENS = {"balanced": 24576, "best": 131072}
 PRICING_ALGORITHM = "gptq"
 
 Prices = dict[str, dict[str, float]]
