@@ -18,9 +18,8 @@ def normal(*shape, seed=0):
 @pytest.fixture
 def everywhere(monkeypatch):
     """Short products for matrices of any size, whatever the processor."""
-    for module in (products, linear_maps):
-        monkeypatch.setattr(module, "WIDE", 1)
-        monkeypatch.setattr(module, "has_short_products", lambda: True)
+    monkeypatch.setattr(products, "WIDE", 1)
+    monkeypatch.setattr(products, "has_short_products", lambda: True)
 
 
 def test_small_matrices_and_other_processors_multiply_float32(monkeypatch):

@@ -39,7 +39,8 @@ from fewbits.calibration.conversion import (
 from fewbits.calibration.find_folds import block_folds, head_fold
 from fewbits.calibration.fold import Fold
 from fewbits.calibration.head import Head
-from fewbits.calibration.linear_maps import LinearMap, Observation, Products, linear_maps, symmetric
+from fewbits.calibration.linear_maps import LinearMap, Observation, linear_maps, symmetric
+from fewbits.calibration.products import Products
 from fewbits.calibration.store import FORMAT_VERSION, StatisticsStore
 from fewbits.calibration.text import CalibrationTokens
 from fewbits.checkpoint.checkpoint import Checkpoint

@@ -8,18 +8,18 @@ Dimension letters as in statistics.py: T tokens, N rows, K columns of a weight.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from torch.overrides import TorchFunctionMode
 
-from fewbits.calibration.products import WIDE, has_short_products, product
+from fewbits.calibration.products import are_short, linear_product, product
+from fewbits.language_model.linear_calls import LinearCalls
 from fewbits.language_model.transformers_model import storage_address
 
 # Little more than half of a symmetric product is computed, in this many column panels of at least this size:
@@ -173,7 +173,7 @@ def add_product(total: Tensor, x: Tensor) -> None:
     """Add xᵀ x of x [T, K] to float32 [K, K], of which only the upper triangle counts."""
     width = x.shape[1]
     step = max(_PANEL, -(-width // _PANELS))
-    short = width >= WIDE and has_short_products()
+    short = are_short(width)
     if short:
         x = x.bfloat16()
     for start in range(0, width, step):
@@ -207,7 +207,7 @@ class MapNames:
         return name
 
 
-class Observation(TorchFunctionMode):
+class Observation(LinearCalls):
     """Within this context the linear maps of a block add to `sums` when gradients flow back through them.
 
     Maps that `wanted` doesn't name add nothing, but are computed in the same way: which maps are gathered
@@ -222,46 +222,17 @@ class Observation(TorchFunctionMode):
         self.sums: dict[str, Sums] = {}
         self.held_out = False
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Called by PyTorch for every function of tensors."""
-        del types
-        if func is linear and len(args) > 1 and torch.is_grad_enabled():
-            name = self._names.of(args[1])
-            if name in self._shapes:
-                bias = args[2] if len(args) > 2 else (kwargs or {}).get("bias")
-                sums = self._sums(name)
-                return _Observed.apply(args[0], args[1], bias, sums, self.held_out)  # type: ignore[no-untyped-call]
-        return func(*args, **(kwargs or {}))
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The same numbers, whose gradient is observed if there is one and the weight is the block's."""
+        name = self._names.of(weight) if torch.is_grad_enabled() else ""
+        if name not in self._shapes:
+            return linear(x, weight, bias)
+        return cast("Tensor", _Observed.apply(x, weight, bias, self._sums(name), self.held_out))  # type: ignore[no-untyped-call]
 
     def _sums(self, name: str) -> Sums | None:
         if name in self._wanted and name not in self.sums:
             self.sums[name] = Sums(*self._shapes[name])
         return self.sums.get(name)
-
-
-class Products(TorchFunctionMode):
-    """Within this context linear maps are computed as under `Observation`."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Called by PyTorch for every function of tensors."""
-        del types
-        if func is linear and len(args) > 1:
-            bias = args[2] if len(args) > 2 else (kwargs or {}).get("bias")
-            found = product(args[0], args[1].T)
-            return found if bias is None else found + bias
-        return func(*args, **(kwargs or {}))
 
 
 class _Observed(torch.autograd.Function):
@@ -274,8 +245,7 @@ class _Observed(torch.autograd.Function):
         """[..., K] and [N, K] to [..., N]."""
         ctx.save_for_backward(x, weight)
         ctx.sums, ctx.held_out = sums, held_out
-        found = product(x, weight.T)
-        return found if bias is None else found + bias
+        return linear_product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:

@@ -11,6 +11,9 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
+
+from fewbits.language_model.linear_calls import LinearCalls
 
 # Rows and columns from which on a product is worth the conversion.
 WIDE = 256
@@ -24,8 +27,29 @@ def has_short_products() -> bool:
     return any(bool(getattr(cpu, name)()) for name in names if hasattr(cpu, name))
 
 
+def are_short(*sizes: int) -> bool:
+    """Whether a product of matrices with these rows and columns is computed in bfloat16."""
+    return has_short_products() and min(sizes) >= WIDE
+
+
 def product(left: Tensor, right: Tensor) -> Tensor:
     """float32 [..., K] times [K, N]: float32 [..., N]."""
-    if has_short_products() and min(right.shape) >= WIDE:
+    if are_short(*right.shape):
         return (left.bfloat16() @ right.bfloat16()).float()
     return left @ right
+
+
+class Products(LinearCalls):
+    """Within this context linear maps are such products."""
+
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """See `linear_product`."""
+        return linear_product(x, weight, bias)
+
+
+def linear_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """X Wᵀ + bias of x float32 [..., K] and weight [N, K]: float32 [..., N]."""
+    if not are_short(*weight.shape):
+        return linear(x, weight, bias)
+    found = product(x, weight.T)
+    return found if bias is None else found + bias

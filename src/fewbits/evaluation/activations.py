@@ -32,14 +32,14 @@ XNNPACK's dynamic kernels (qd8) take a zero point z as well: the range from min(
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.nn.functional import linear
 
 from fewbits.export.gguf.activation_blocks import ACTIVATION_BLOCK
 from fewbits.export.onnx.activation_blocks import ACTIVATION_BLOCK as ONNX_BLOCK
@@ -48,6 +48,7 @@ from fewbits.formats.graph_integer import LITERT_NAMES
 from fewbits.formats.openvino import FORMATS as OPENVINO
 from fewbits.formats.with_activations import W4A8
 from fewbits.formats.xnnpack import NAMES as XNNPACK_NAMES
+from fewbits.language_model.linear_calls import LinearCalls
 from fewbits.language_model.transformers_model import storage_address
 
 
@@ -246,7 +247,7 @@ FILE_ROUNDING: Mapping[str, tuple[str, Callable[[float], Rounding]]] = {
 }
 
 
-class RuntimeActivations(TorchFunctionMode):
+class RuntimeActivations(LinearCalls):
     """Within this context every linear map rounds its input as the runtime does for that weight.
 
     Weights are recognised by their storage, so the maps of tied heads and of experts, which are slices of
@@ -257,17 +258,7 @@ class RuntimeActivations(TorchFunctionMode):
         super().__init__()
         self._roundings = roundings
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Called by PyTorch for every function of tensors."""
-        del types
-        if func is torch.nn.functional.linear and len(args) > 1:
-            rounding = self._roundings.get(storage_address(args[1]))
-            if rounding is not None:
-                args = (rounding(args[0]), *args[1:])
-        return func(*args, **(kwargs or {}))
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Of the rounded input."""
+        rounding = self._roundings.get(storage_address(weight))
+        return linear(x if rounding is None else rounding(x), weight, bias)
