@@ -10,16 +10,19 @@ from typer.testing import CliRunner
 
 import fewbits
 from fewbits.checkpoint.converted import VECTORS, read_description, read_vectors
-from fewbits.checkpoint.source import open_stored
+from fewbits.checkpoint.source import open_checkpoint, open_stored
 from fewbits.cli.main import app
 from fewbits.errors import EvaluationError, RuntimeFailedError
-from fewbits.evaluation.runtime_distance import allowance
+from fewbits.evaluation.activations import TOKEN_ROUNDING, TokenRounding
+from fewbits.evaluation.language_model import language_model_of, load_language_model
+from fewbits.evaluation.runtime_distance import ACTIVATIONS, allowance
 from fewbits.export import converters
 from fewbits.export.registry import container_of, exporter_names
+from fewbits.language_model.text_tokenizer import open_tokenizer
 from fewbits.runtimes import registry
 from fewbits.targets import registry as targets_registry
 from fewbits.targets.target import Runtime, Target
-from fewbits.verification import _untested
+from fewbits.verification import _converted, _logits, _untested
 from npy_converter import NpyConverter
 
 DOWN = "model.layers.1.mlp.down_proj"
@@ -104,23 +107,16 @@ def _runtime(tmp_path, monkeypatch):
 
 
 def our_logits(path, tiny_llama, ids):
-    from fewbits.checkpoint.source import open_checkpoint
-    from fewbits.evaluation.language_model import load_language_model
-    from fewbits.verification import _converted, _logits
-
     if path is None:
         return _logits(load_language_model(open_checkpoint(tiny_llama), "float"), ids)
-    from fewbits.evaluation.language_model import language_model_of
-
-    checkpoint = _converted(path, read_description(path), open_checkpoint(tiny_llama))
-    return _logits(language_model_of(checkpoint, None), ids)
+    described = read_description(path)
+    checkpoint = _converted(path, described, open_checkpoint(tiny_llama))
+    formats = {name: tensor.format for name, tensor in described.tensors.items()}
+    return _logits(language_model_of(checkpoint, None, formats), ids)
 
 
 @pytest.mark.usefixtures("_runtime")
 def test_a_converted_folder_and_a_runtime_that_is_wrong(tiny_llama, sample_text, tmp_path):
-    from fewbits.checkpoint.source import open_checkpoint
-    from fewbits.language_model.text_tokenizer import open_tokenizer
-
     folder = tmp_path / "out"
     fewbits.quantize(tiny_llama, folder, to="npy")
     text = sample_text.read_text(encoding="utf-8")
@@ -149,6 +145,47 @@ def test_a_converted_folder_and_a_runtime_that_is_wrong(tiny_llama, sample_text,
         verdict(ours[:, :100])
     with pytest.raises(EvaluationError, match="aren't finite"):
         verdict(ours * np.nan)
+
+
+@pytest.mark.usefixtures("_runtime")
+def test_what_rounded_inputs_cost_is_allowed_for_where_the_runtime_rounds_them(
+    tiny_llama, sample_text, tmp_path, monkeypatch
+):
+    folder = tmp_path / "out"
+    fewbits.quantize(tiny_llama, folder, to="npy")
+    text = sample_text.read_text(encoding="utf-8")
+    ids = open_tokenizer(open_checkpoint(tiny_llama)).encode(text, markup=False)[:40]
+    exact = our_logits(folder, tiny_llama, ids)
+    monkeypatch.setitem(TOKEN_ROUNDING, "INT4_G64_SYM", TokenRounding(127.0))
+    np.save(folder / "wrong.npy", our_logits(folder, tiny_llama, ids))
+
+    rounding = fewbits.verify(folder, tiny_llama, text=sample_text, **SMALL)
+    assert rounding.passed
+    assert rounding.kl_between == 0
+    assert rounding.allowed.activations > 0
+    assert "keys and values" in rounding.describe()
+
+    driver = tmp_path / "wrong_driver.py"
+    driver.write_text(driver.read_text() + "def rounds_activations(model): return False\n")
+    np.save(folder / "wrong.npy", exact)
+    plain = fewbits.verify(folder, tiny_llama, text=sample_text, **SMALL)
+    assert plain.passed
+    assert plain.kl_between == plain.allowed.activations == 0
+
+
+def test_a_quantized_cache_is_computed_as_its_runtime_does(tiny_llama, sample_text, tmp_path):
+    folder = tmp_path / "out"
+    fewbits.quantize(
+        tiny_llama, folder, to="compressed-tensors", format="INT8_G32_SYM", kv_cache="fp8",
+        effort="balanced", calibration=sample_text, fold=False,
+    )  # fmt: skip
+    found = fewbits.verify(folder, tiny_llama, text=sample_text, **SMALL)
+
+    assert found.passed, found.describe()
+    # Keys and values in 8 bits cost more than such weights, and both sides round them, if not all to the same codes:
+    # compressed-tensors unpacks weights to bfloat16.
+    assert found.kl_between < 0.5 * found.allowed.activations / ACTIVATIONS
+    assert found.allowed.activations > found.allowed.quantization
 
 
 @pytest.mark.usefixtures("_runtime")

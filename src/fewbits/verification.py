@@ -97,7 +97,7 @@ class Verification:
         parts = f"{self.allowed.quantization:.1e} for the quantization, {self.allowed.arithmetic:.1e} for "
         parts += self.arithmetic
         if self.allowed.activations:
-            parts += f", {self.allowed.activations:.1e} for rounded activations"
+            parts += f", {self.allowed.activations:.1e} for rounded activations or keys and values"
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         rows = (
             ("runtime", f"{self.runtime} ({versions}), {self.container}"),
@@ -255,8 +255,9 @@ def _ours(path: Path, described: Description | None, original: Original) -> Lang
     from fewbits.evaluation.language_model import language_model_of, load_language_model
 
     if described is None:
-        return load_language_model(open_checkpoint(path), "runtime")
-    return language_model_of(_converted(path, described, original.checkpoint), original.tokenizer)
+        return load_language_model(open_checkpoint(path), "runtime", kv_cache=None)
+    formats = {name: tensor.format for name, tensor in described.tensors.items()}
+    return language_model_of(_converted(path, described, original.checkpoint), original.tokenizer, formats)
 
 
 def _converted(path: Path, described: Description, original: Checkpoint) -> Checkpoint:
@@ -293,7 +294,7 @@ def predictions_apart(first: Floats, second: Floats, ids: Sequence[int]) -> Qual
 
 @dataclass(frozen=True)
 class _Computed:
-    """Logits of our weights: as the runtime means them, with activations as they are, and in its dtype."""
+    """Logits of our weights: as the runtime rounds what they meet, as it is, and in the runtime's dtype."""
 
     meant: Floats
     alone: Floats
@@ -304,8 +305,11 @@ def _computed(ours: LanguageModel, ids: Sequence[int], answer: Answer) -> _Compu
     arithmetic = answer.arithmetic
     if not answer.rounds_activations:
         ours = ours.with_float_activations()
+    if not answer.rounds_kv_cache:
+        ours = ours.with_float_kv_cache()
     meant = _logits(ours, ids)
-    alone = _logits(ours.with_float_activations(), ids) if ours.activations == "runtime" else meant
+    rounds = ours.activations == "runtime" or ours.kv_cache is not None
+    alone = _logits(ours.with_float_activations().with_float_kv_cache(), ids) if rounds else meant
     coarse = alone if arithmetic == "float32" else _logits(ours.in_arithmetic(arithmetic), ids)
     return _Computed(meant, alone, coarse)
 

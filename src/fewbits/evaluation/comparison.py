@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -257,7 +257,7 @@ def _compare(
     """Statistics of all positions, and the mean KL divergence without rounding of keys and values, if there is any."""
     progress.stage("evaluate", len(chunks), "chunks")
     tokenizer = reference.tokenizer
-    unrounded = None if model.kv_cache is None else replace(model, kv_cache=None)
+    unrounded = None if model.kv_cache is None else model.with_float_kv_cache()
     pieces: list[PositionStatistics] = []
     without: list[Doubles] = []
     for chunk in chunks:

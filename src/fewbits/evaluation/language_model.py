@@ -89,8 +89,14 @@ class LanguageModel:
         """The same model without the rounding of activations."""
         return replace(self, activations="float", _roundings={})
 
+    def with_float_kv_cache(self) -> LanguageModel:
+        """The same model without the rounding of keys and values."""
+        return replace(self, kv_cache=None)
+
     def in_arithmetic(self, dtype: str) -> LanguageModel:
-        """This model with parameters and activations in another dtype; changes it in place, and rounds no activations.
+        """This model with parameters and activations in another dtype; changes it in place.
+
+        Neither activations nor keys and values are rounded but to that.
 
         Tables of positions stay in float32, as transformers has them in a model loaded in that dtype.
 
@@ -104,7 +110,7 @@ class LanguageModel:
             )
         for parameter in self._model.parameters():
             parameter.data = parameter.data.to(wanted)
-        return self.with_float_activations()
+        return self.with_float_activations().with_float_kv_cache()
 
     def cache_bytes(self) -> tuple[float, float]:
         """Bytes that the rounded cache keeps of a token, and what it would in float16.
@@ -173,14 +179,26 @@ def load_language_model(
     return _language_model(checkpoint, model, tokenizer, roundings, scheme)
 
 
-def language_model_of(checkpoint: Checkpoint, tokenizer: TextTokenizer) -> LanguageModel:
-    """A model of a directory's config and tensors alone, with another's tokenizer; activations aren't rounded.
+def language_model_of(
+    checkpoint: Checkpoint, tokenizer: TextTokenizer, formats: Mapping[str, str]
+) -> LanguageModel:
+    """A model of a directory's config and tensors alone, with another's tokenizer.
+
+    Args:
+        checkpoint: config and tensors.
+        tokenizer: the other's.
+        formats: that the tensors were quantized in, by name: they say how the runtime rounds the inputs of linear maps.
 
     Raises:
         EvaluationError: transformers can't build it, or weights are missing.
     """
     model = model_from_tensors(checkpoint, dict(checkpoint.config), checkpoint.tensors)
-    return _language_model(checkpoint, model, tokenizer, {}, None)
+    roundings = {
+        storage_address(parameter): TOKEN_ROUNDING[formats[name]]
+        for name, parameter in model.named_parameters()
+        if parameter.dim() > 1 and formats.get(name) in TOKEN_ROUNDING
+    }
+    return _language_model(checkpoint, model, tokenizer, roundings, None)
 
 
 def _language_model(

@@ -9,8 +9,8 @@ quantization's. Whatever is wrong with a file (a scale of the wrong group, nibbl
 taken for another) is an error of the quantization's size or larger. The second term is what the same weights lose
 with activations in the dtype that the runtime computes in, measured on the same text: twice that error (four times in
 KL) for an implementation that rounds at other places; for float32 a constant, since sums in another order move KL by
-less. The third counts where the runtime rounds activations to 8 bits as well: W is Q without that rounding. Two such
-roundings that share no code would be twice as far from each other as either from W.
+less. The third counts where the runtime rounds activations, or keys and values, to 8 bits as well: W is Q without that.
+Two such roundings that share no code would be twice as far from each other as either from W.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Allowance:
     Attributes:
         quantization: share of what the quantization costs.
         arithmetic: for the dtype of activations.
-        activations: for activations rounded to 8 bits; 0 where they aren't.
+        activations: for activations, or keys and values, rounded to 8 bits; 0 where none are.
     """
 
     quantization: float
@@ -49,7 +49,7 @@ def allowance(quantization: float, arithmetic: float, activations: float) -> All
     Args:
         quantization: KL(P || Q), nats per token.
         arithmetic: KL(Q || Q in the runtime's dtype); 0 for float32.
-        activations: KL(W || Q); 0 where activations aren't rounded.
+        activations: KL(W || Q); 0 where neither activations nor keys and values are rounded.
     """
     return Allowance(
         SHARE * max(quantization, 0.0),

@@ -15,7 +15,8 @@ and, where these don't say it all,
 
     def requirements(model) -> tuple[str, …]                 those of REQUIREMENTS that this artifact needs
     def arithmetic(model) -> str                             dtype that activations have: float32 unless it says so
-    ROUNDS_ACTIVATIONS = False                               where activations aren't rounded as the artifact says
+    def rounds_activations(model) -> bool                    whether they are rounded where the artifact says so,
+    def rounds_kv_cache(model) -> bool                       and keys and values: True unless it says so
 
 Failures are one line on standard error, {"fewbits": kind, "message": …}, and exit status 1. Kinds: ``missing`` with
 "requirements", ``unable`` (the driver has no such function), ``failed`` (an exception of the runtime).
@@ -36,6 +37,8 @@ from typing import Any
 
 import numpy as np
 
+# What a driver may say of an artifact -> what holds where it doesn't.
+_FACTS: dict[str, str | bool] = {"arithmetic": "float32", "rounds_activations": True, "rounds_kv_cache": True}
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -90,16 +93,18 @@ def answer(driver: ModuleType, model: str, request: dict[str, Any]) -> dict[str,
     try:
         logits = np.asarray(driver.logits(model, tokens), np.float32)
         generated = driver.generate(model, tokens, count) if count else []
-        arithmetic = driver.arithmetic(model) if hasattr(driver, "arithmetic") else "float32"
+        about = {name: _fact(driver, name, model, usual) for name, usual in _FACTS.items()}
     except ImportError as error:
         raise DriveError("missing", str(error), requirements=list(needed)) from error
     except Exception as error:  # whatever the runtime raises is the answer
         raise DriveError("failed", f"{type(error).__name__}: {error}") from error
-    rounds = bool(getattr(driver, "ROUNDS_ACTIVATIONS", True))
-    about = {"versions": versions, "arithmetic": arithmetic, "rounds_activations": rounds}
-    return {
-        "logits": logits, "generated": np.array(generated, np.int64), "about": np.array(json.dumps(about)),
-    }  # fmt: skip
+    told = json.dumps({"versions": versions, **about})
+    return {"logits": logits, "generated": np.array(generated, np.int64), "about": np.array(told)}
+
+
+def _fact(driver: ModuleType, name: str, model: str, usual: str | bool) -> str | bool:
+    """What the driver says of how it runs the model."""
+    return type(usual)(getattr(driver, name)(model)) if hasattr(driver, name) else usual
 
 
 def main(driver: str, model: str, request: str, written: str) -> int:

@@ -32,11 +32,21 @@ def logits(model: str, tokens: list[int]) -> npt.NDArray[np.float32]:
     return np.asarray(session.run(["logits"], feeds)[0][0], np.float32)
 
 
-def _session(folder: Path) -> Any:
+def rounds_activations(model: str) -> bool:
+    """Where the graph itself does: MatMulNBits is told not to."""
+    return any("QuantizeLinear" in node.op_type for node in _graph(Path(model)).graph.node)
+
+
+def _graph(folder: Path) -> Any:
     import onnx
+
+    return onnx.load_model(str(folder / "model.onnx"), load_external_data=False)
+
+
+def _session(folder: Path) -> Any:
     import onnxruntime
 
-    graph = onnx.load_model(str(folder / "model.onnx"), load_external_data=False)
+    graph = _graph(folder)
     products = [node for node in graph.graph.node if node.op_type == "MatMulNBits"]
     for attribute in (a for node in products for a in node.attribute if a.name == "accuracy_level"):
         attribute.i = _FLOAT32

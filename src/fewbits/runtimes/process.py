@@ -39,6 +39,7 @@ class Answer:
         versions: of the packages that the driver names.
         arithmetic: dtype of activations there.
         rounds_activations: whether it rounds them where the artifact says so.
+        rounds_kv_cache: whether it rounds keys and values where the artifact says so.
         seconds: wall time, loading included.
     """
 
@@ -47,6 +48,7 @@ class Answer:
     versions: Mapping[str, str]
     arithmetic: str
     rounds_activations: bool
+    rounds_kv_cache: bool
     seconds: float
 
 
@@ -98,6 +100,7 @@ def run_runtime(
         about["versions"],
         str(about["arithmetic"]),
         bool(about["rounds_activations"]),
+        bool(about["rounds_kv_cache"]),
         seconds,
     )
 
