@@ -8,7 +8,7 @@ from layers import correlated_map
 
 from fewbits.algorithms import rtn
 from fewbits.algorithms.coordinate_descent import chosen, descend
-from fewbits.algorithms.gptq import regularised
+from fewbits.algorithms.factorization import regularised
 from fewbits.formats import get_format
 from fewbits.formats.format import QTensor
 

@@ -7,6 +7,7 @@ import pytest
 from layers import correlated_map
 
 from fewbits.algorithms import gptq, imatrix, rtn
+from fewbits.algorithms.factorization import factor, regularised
 from fewbits.algorithms.held_out import checked, held_out_loss
 from fewbits.calibration.statistics import Statistics
 from fewbits.errors import FewbitsError
@@ -83,8 +84,8 @@ def test_fits_scales_to_compensated_weights():
 
     ours = gptq.quantize(weight, fmt, statistics, sweeps=0, by_importance=False)
 
-    hessian = gptq.regularised(statistics.second_moment, gptq.SHRINK, gptq.DAMP)
-    _, cost = gptq.factor(hessian)
+    hessian = regularised(statistics.second_moment, gptq.SHRINK, gptq.DAMP)
+    _, cost = factor(hessian, np.arange(len(hessian)))
     uncompensated = fmt.fit(weight.reshape(-1, 32), np.tile(cost.reshape(2, 32), (len(weight), 1)))
     assert np.array_equal(ours.params.d[::2], uncompensated.d[::2])
     assert np.mean(ours.params.d[1::2] != uncompensated.d[1::2]) > 0.5
@@ -94,7 +95,7 @@ def test_fits_scales_to_compensated_weights():
 def test_renewals_lower_the_loss(name):
     weight, statistics = correlated_map(columns=512)
     fmt = get_format(name)
-    seen = replace(statistics, held_out=gptq.regularised(statistics.second_moment, gptq.SHRINK, gptq.DAMP))
+    seen = replace(statistics, held_out=regularised(statistics.second_moment, gptq.SHRINK, gptq.DAMP))
 
     losses = [
         held_out_loss(weight, gptq.quantize(weight, fmt, statistics, renewals=n), seen) for n in (0, 1, 2)

@@ -6,7 +6,7 @@ from layers import correlated_map
 
 from fewbits import _native
 from fewbits.algorithms import gptq, rtn
-from fewbits.algorithms.gptq import regularised
+from fewbits.algorithms.factorization import regularised
 from fewbits.algorithms.joint_descent import descend_jointly, sorted_grids, visit_codes
 from fewbits.formats import get_format
 from instruction_sets import printed_on

@@ -10,6 +10,7 @@ from layers import correlated_map
 
 from fewbits.algorithms import gptq, imatrix, rtn, signround
 from fewbits.algorithms.coordinate_descent import descend
+from fewbits.algorithms.factorization import regularised
 from fewbits.algorithms.held_out import held_out_loss
 from fewbits.calibration.statistics import Statistics
 from fewbits.errors import FewbitsError
@@ -29,7 +30,7 @@ def loss_of_rows(weight, qtensor, hessian):
 
 
 def hessian_of(statistics):
-    return gptq.regularised(statistics.second_moment, gptq.SHRINK, gptq.DAMP)
+    return regularised(statistics.second_moment, gptq.SHRINK, gptq.DAMP)
 
 
 def outputs_of(rows, seed=3):

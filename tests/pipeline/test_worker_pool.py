@@ -7,12 +7,14 @@ import sys
 import time
 from pathlib import Path
 
+from fewbits.pipeline.calibrated import worker_pool
+
 MAIN = """
 import os, time
 from fewbits.pipeline.calibrated import worker_pool
 
 if __name__ == "__main__":
-    with worker_pool(2) as pool:
+    with worker_pool(2, 2) as pool:
         pids = [pool.submit(os.getpid) for _ in range(8)]
         print(*{future.result() for future in pids}, flush=True)
         time.sleep(600)
@@ -40,3 +42,9 @@ def test_workers_end_when_their_run_is_killed(tmp_path):
     while any(running(pid) for pid in workers) and time.monotonic() < end:
         time.sleep(0.05)
     assert not any(running(pid) for pid in workers)
+
+
+def test_fewer_workers_than_cores_share_them():
+    for workers, cores, threads in ((1, 4, "4"), (2, 5, "2"), (2, 2, "1")):
+        with worker_pool(workers, cores) as pool:
+            assert pool.submit(os.getenv, "OPENBLAS_NUM_THREADS").result() == threads

@@ -32,9 +32,9 @@ import numpy.typing as npt
 
 from fewbits.algorithms.columns import PANEL, Places, round_panel
 from fewbits.algorithms.coordinate_descent import ROWS, descend, interleaved
+from fewbits.algorithms.factorization import factor, factor_once, regularised
 from fewbits.algorithms.joint_descent import descend_jointly
 from fewbits.calibration.statistics import Statistics, joint_loss
-from fewbits.errors import FewbitsError
 from fewbits.formats import Format, QTensor
 from fewbits.formats.format import Codes, Floats
 
@@ -46,6 +46,8 @@ SWEEPS = 1
 RENEWALS = 0
 # Share of the correlations of outputs that is taken away.
 OUTPUT_SHRINK = 0.2
+# Columns of a block and no more: their factors aren't worth keeping.
+_SMALL = 256
 
 # Options of `quantize` by effort. Further renewals gain less each: 1.8 %, 0.8 %, 0.3 %.
 EFFORTS = {"balanced": {"renewals": 1, "joint": 4}, "best": {"renewals": 3, "joint": 10}}
@@ -100,68 +102,12 @@ def _in_one_sweep(
     """Codes uint8 [N, K] and params for weights [N, K] and a positive definite matrix [K, K]."""
     columns = weight.shape[1]
     order = _order(np.diagonal(hessian), fmt, columns) if by_importance else np.arange(columns)
-    feedback, cost = factor(hessian[np.ix_(order, order)])
+    found = factor if columns <= _SMALL else factor_once
+    feedback, cost = found(hessian, order)
     sweep = _Sweep(fmt, fmt.block_of(columns), order, feedback, cost)
     pieces = [sweep.quantize(weight[first : first + ROWS]) for first in range(0, len(weight), ROWS)]
     codes = np.concatenate([codes for codes, _ in pieces])
     return codes, fmt.params_type.join([params for _, params in pieces])
-
-
-def regularised(second_moment: Floats, shrink: float, damp: float) -> Floats:
-    """The Hessian that is used: mean of the diagonal about 1, off-diagonal shrunk, diagonal raised.
-
-    Args:
-        second_moment: float32 [K, K]; columns that no token used are zero.
-        shrink: share of the off-diagonal that is taken away.
-        damp: added to the diagonal, as a share of its mean.
-
-    Returns:
-        float32 [K, K], symmetric; the identity if `second_moment` is zero.
-
-    Raises:
-        FewbitsError: the second moment isn't finite.
-    """
-    diagonal = np.diagonal(second_moment).astype(np.float64)
-    mean = diagonal.mean()
-    if not np.isfinite(second_moment).all():
-        raise FewbitsError(
-            "the calibration statistics of a layer aren't finite", action="Delete them and calibrate again."
-        )
-    if mean <= 0:
-        return np.eye(len(diagonal), dtype=np.float32)
-    scaled = second_moment.astype(np.float32) * np.float32((1 - shrink) / mean)
-    hessian: Floats = (scaled + scaled.T) * np.float32(0.5)
-    np.fill_diagonal(hessian, np.maximum(diagonal, 0) / mean + max(damp, LEAST_DAMP))
-    return hessian
-
-
-# Keeps columns that no token used from making the matrix singular.
-LEAST_DAMP = 1e-6
-
-
-def factor(hessian: Floats, dtype: type[np.floating[Any]] = np.float64) -> tuple[Floats, Floats]:
-    """H = Lᵀ D L with L unit lower triangular; a matrix that isn't positive definite gets more damping.
-
-    Args:
-        hessian: float32 [K, K], symmetric.
-        dtype: what is computed in.
-
-    Returns:
-        L float32 [K, K] (U of the module's text, transposed: its row j holds what column j hears of the
-        errors before it) and D float32 [K], positive.
-    """
-    reverse = hessian[::-1, ::-1].astype(dtype)
-    damp = 0.0
-    while True:
-        try:
-            root = np.linalg.cholesky(reverse)[::-1, ::-1]
-            break
-        except np.linalg.LinAlgError:
-            more = max(10 * damp, 1e-3)
-            np.fill_diagonal(reverse, np.diagonal(reverse) + (more - damp))
-            damp = more
-    diagonal = np.diagonal(root)
-    return (root / diagonal).T.astype(np.float32, order="C"), (diagonal**2).astype(np.float32)
 
 
 def _order(importance: Floats, fmt: Format[Any], columns: int) -> npt.NDArray[np.intp]:
@@ -185,8 +131,8 @@ class _Sweep:
     Attributes:
         block: columns of a block.
         order: intp [K], storage columns in order of processing.
-        feedback: float32 [K, K], L of `factor`, in order of processing.
-        cost: float32 [K], D of `factor`.
+        feedback: float32 [K, K], L of `factorization.factor`, in order of processing.
+        cost: float32 [K], D of `factorization.factor`.
     """
 
     format: Format[Any]

@@ -28,6 +28,7 @@ import numpy.typing as npt
 from fewbits.algorithms import gptq
 from fewbits.algorithms.columns import LARGEST_ERROR
 from fewbits.algorithms.coordinate_descent import descend
+from fewbits.algorithms.factorization import regularised
 from fewbits.algorithms.joint_descent import descend_jointly
 from fewbits.calibration.statistics import Statistics
 from fewbits.formats import Format, QTensor
@@ -84,10 +85,10 @@ def quantize(
     Raises:
         FewbitsError: the second moment isn't finite.
     """
-    hessian = gptq.regularised(statistics.second_moment, shrink, damp)
+    hessian = regularised(statistics.second_moment, shrink, damp)
     outputs = None
     if statistics.outputs is not None:
-        outputs = np.stack([gptq.regularised(part, gptq.OUTPUT_SHRINK, damp) for part in statistics.outputs])
+        outputs = np.stack([regularised(part, gptq.OUTPUT_SHRINK, damp) for part in statistics.outputs])
     return refine(weight, start(weight, fmt, statistics), hessian, outputs, iterations, rounds)
 
 

@@ -11,20 +11,19 @@ Dimension letters: C channels of a producer, N and K rows and columns of a weigh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from torch.overrides import TorchFunctionMode
 
 from fewbits.calibration.blocks import BlockwiseModel
 from fewbits.calibration.fold import Fold
 from fewbits.calibration.linear_maps import MapNames, linear_maps
+from fewbits.language_model.linear_calls import LinearCalls
 
 # Scales that are tried lie between these, and are never near 1, which is what an unmoved channel shows.
 _LEAST, _MOST = 1.25, 3.0
@@ -97,7 +96,7 @@ def _block_prefix(name: str, like: str) -> str:
     return ".".join(name.split(".")[: like.count(".") + 1])
 
 
-class _Inputs(TorchFunctionMode):
+class _Inputs(LinearCalls):
     """Within this context the inputs of a block's linear maps are kept, by the maps' names: [T, K]."""
 
     def __init__(self, names: MapNames) -> None:
@@ -105,14 +104,11 @@ class _Inputs(TorchFunctionMode):
         self._names = names
         self.found: dict[str, Tensor] = {}
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Called by PyTorch for every function of tensors."""
-        del types
-        if func is linear and len(args) > 1 and (name := self._names.of(args[1])):
-            self.found[name] = args[0].detach().reshape(-1, args[0].shape[-1]).clone()
-        return func(*args, **(kwargs or {}))
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The same, after keeping x."""
+        if name := self._names.of(weight):
+            self.found[name] = x.detach().reshape(-1, x.shape[-1]).clone()
+        return linear(x, weight, bias)
 
 
 class _Trial:

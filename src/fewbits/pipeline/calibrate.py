@@ -139,7 +139,8 @@ def _choose_folds(
     placed = placed_folds(exporter, tensors, metadata, open_store(material.store))
     progress.stage("scaling channels", len(placed), "folds")
     found = []
-    with worker_pool(workers_within(tensors, settings.cores, settings.memory_bytes)) as pool:
+    workers = workers_within(tensors, settings.cores, settings.memory_bytes)
+    with worker_pool(workers, settings.cores) as pool:
         for fold, future in [(fold, pool.submit(choose, fold)) for fold in placed]:
             found.append((fold, future.result()))
             progress.advance(1)
@@ -221,7 +222,7 @@ def _measure(
     material, found = calibration.material, []
     priced = {name for name, *_ in tasks}
     workers = workers_within((t for t in tensors if t.name in priced), settings.cores, settings.memory_bytes)
-    with worker_pool(workers) as pool:
+    with worker_pool(workers, settings.cores) as pool:
         futures = [
             pool.submit(_price, material, name, calibration.segments[name], formats, near, pinned)
             for name, formats, pinned in tasks

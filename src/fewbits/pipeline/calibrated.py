@@ -1,7 +1,7 @@
 """Quantizing with statistics: one task per piece of a tensor, in worker processes, files as input.
 
 A worker opens the source and the statistics itself, so that tasks are a few names and numbers; it runs
-single-threaded, since tasks run side by side.
+single-threaded, since tasks run side by side, but where memory leaves room for fewer workers than there are cores.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ TASK_ARRAYS, SQUARE_ARRAYS = 8, 6
 WINDOW = 2
 # Rows of a task are a multiple of it.
 _ROWS = 32
-# Each worker runs one task; a second level of threads would only contend.
-_SINGLE = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+# What the libraries below NumPy and PyTorch take their number of threads from.
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,10 @@ class Calibration:
 
 
 @contextmanager
-def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes for single-threaded tasks; started afresh, since PyTorch's threads don't survive a fork."""
-    before = {name: os.environ.get(name) for name in _SINGLE}
-    os.environ.update(dict.fromkeys(_SINGLE, "1"))
+def worker_pool(workers: int, cores: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that share the cores; started afresh, since PyTorch's threads don't survive a fork."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, str(max(1, cores // workers))))
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:
@@ -188,13 +188,14 @@ def calibrated_chunks(
     choices: Mapping[str, TensorChoice],
     effort: str,
     workers: int,
+    cores: int,
 ) -> Iterator[tuple[Chunk, bool]]:
     """The bytes of all tensors, piece by piece in order, and whether the plan's algorithm was kept for each.
 
     Raises:
         CheckpointError: a weight that isn't finite; the message counts them.
     """
-    with worker_pool(workers) as pool:
+    with worker_pool(workers, cores) as pool:
         waiting: deque[tuple[OutputTensor, _Task, bool, Future[tuple[PartBytes, bool]]]] = deque()
         for tensor in tensors:
             tasks = list(_tasks(calibration, tensor, choices[tensor.name], effort))

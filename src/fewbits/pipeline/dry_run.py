@@ -173,7 +173,7 @@ def _try(job: Job, output: Path, threads: int, progress: Progress) -> tuple[dict
     watch = _Stopwatch(progress)
     with Journal(output, job.run, folder=job.exporter.folder) as journal:
         journal.resume(job.layout, discard=False)
-        run_job(job, journal, threads, watch)
+        run_job(job, journal, threads, threads, watch)
         verify_output(job, journal, watch, threads)
         journal.publish()
     return watch.seconds, _runs(output)

@@ -230,7 +230,7 @@ def write_job(job: Job, output: Path, settings: Settings, progress: Progress, *,
         resumed = len(journal.finished)
         if resumed:
             progress.message(f"resuming: {resumed} of {len(job.tensors)} tensors are done")
-        run_job(job, journal, workers, progress)
+        run_job(job, journal, workers, settings.cores, progress)
         job = tuned_job(job, journal, settings, progress)
         verify_output(job, journal, progress, workers)
         journal.publish()
@@ -282,14 +282,17 @@ def float32_share(job: Job) -> float:
     return nbytes / (4 * weights) if weights else 0.0
 
 
-def run_job(job: Job, journal: Journal, workers: int, progress: Progress) -> None:
-    """Quantize every tensor that isn't finished, writing each chunk as it is made."""
+def run_job(job: Job, journal: Journal, workers: int, cores: int, progress: Progress) -> None:
+    """Quantize every tensor that isn't finished, writing each chunk as it is made.
+
+    Memory may allow fewer workers than there are cores, which they share then.
+    """
     writer = TensorWriter(job.layout, journal)
     writer.headers()
     todo = [t for t in job.tensors if t.name not in journal.finished]
     progress.stage("quantizing", sum(t.source.matrix[0] * t.source.matrix[1] for t in todo), "weights")
     try:
-        for chunk, kept in _chunks(job, todo, workers):
+        for chunk, kept in _chunks(job, todo, workers, cores):
             writer.write(chunk, kept)
             progress.advance(chunk.weights, chunk.tensor.name)
     except CheckpointError:
@@ -309,7 +312,9 @@ def tuned_job(job: Job, journal: Journal, settings: Settings, progress: Progress
     )
 
 
-def _chunks(job: Job, tensors: Sequence[OutputTensor], workers: int) -> Iterator[tuple[Chunk, bool]]:
+def _chunks(
+    job: Job, tensors: Sequence[OutputTensor], workers: int, cores: int
+) -> Iterator[tuple[Chunk, bool]]:
     """Each chunk, and whether the algorithm that the plan names was kept for it."""
     choices = job.plan.tensors
     alone = [job.calibration is None or not needs_statistics(choices[t.name].algorithm) for t in tensors]
@@ -321,7 +326,7 @@ def _chunks(job: Job, tensors: Sequence[OutputTensor], workers: int) -> Iterator
     if rest and job.calibration is not None:
         from fewbits.pipeline.calibrated import calibrated_chunks
 
-        yield from calibrated_chunks(job.calibration, rest, choices, job.provenance.effort, workers)
+        yield from calibrated_chunks(job.calibration, rest, choices, job.provenance.effort, workers, cores)
 
 
 def fallbacks(plan: Plan) -> dict[str, str]:

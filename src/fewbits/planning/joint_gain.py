@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fewbits.algorithms.gptq import DAMP, OUTPUT_SHRINK, factor, regularised
+from fewbits.algorithms.factorization import factor, regularised
+from fewbits.algorithms.gptq import DAMP, OUTPUT_SHRINK
 from fewbits.calibration.statistics import Statistics
 from fewbits.formats.format import Floats
 
@@ -26,7 +27,7 @@ def joint_gain(statistics: Statistics) -> float:
     kept = whole = 0.0
     for outputs, held_out in zip(statistics.outputs, statistics.held_out_outputs, strict=True):
         order = np.argsort(-np.diagonal(outputs).astype(np.float32), kind="stable")
-        feedback, _ = factor(regularised(outputs, OUTPUT_SHRINK, DAMP)[np.ix_(order, order)], np.float32)
+        feedback, _ = factor(regularised(outputs, OUTPUT_SHRINK, DAMP), order, np.float32)
         checked = held_out.astype(np.float32)[np.ix_(order, order)]
         errors = unit_inverse(feedback)
         kept += float(np.einsum("ij,ij->", checked @ errors, errors, dtype=np.float64))
