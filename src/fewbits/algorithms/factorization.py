@@ -121,7 +121,7 @@ def cholesky(matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
         corner = np.linalg.cholesky(matrix[columns, columns])
         matrix[columns, columns] = corner
         rest = matrix[columns.stop :, columns]
-        rest[:] = np.linalg.solve(corner, rest.T).T
+        rest[:] = rest @ np.linalg.inv(corner).T
     return matrix
 
 

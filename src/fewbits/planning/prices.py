@@ -190,8 +190,11 @@ def price_tensor(
         for name, fmt in bound.items()
     }
     judge = _Judge.fair(statistics, list(rounded.values()), weights)
+    chosen = list(measured or measured_formats(formats))
+    prices |= dict.fromkeys((f.name for f in chosen), 0.0)
     gains = {}
-    for fmt in measured or measured_formats(formats):
+    # Formats of like blocks after one another: GPTQ takes their columns in the same order, and keeps its factors.
+    for fmt in sorted(chosen, key=lambda f: (f.block, f.group)):
         error = algorithm(weight_rows, bound[fmt.name], sampled).dequantize() - weight_rows
         prices[fmt.name] = judge.loss(error)
         gains[fmt.name] = prices[fmt.name] / max(judge.loss(rounded[fmt.name]), _TINY)
