@@ -61,7 +61,7 @@ def test_a_one_block_model_of_a_dry_run_loads(tiny_llama, tmp_path):
     job = one_block(prepare_job(tiny_llama, Goal(format="Q8_0"), Settings()))
     with Journal(tmp_path / "one.gguf", job.run) as journal:
         journal.resume(job.layout, discard=False)
-        run_job(job, journal, 1, 1, Silent())
+        run_job(job, journal, 1, Settings(), Silent())
         journal.publish()
 
     assert np.isfinite(LlamaCpp(tmp_path / "one.gguf").logits(TOKENS)).all()

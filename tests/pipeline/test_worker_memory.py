@@ -5,7 +5,7 @@ import pytest
 
 from fewbits.checkpoint.checkpoint import Floats, LazyTensor
 from fewbits.export.exporter import OutputTensor
-from fewbits.pipeline.calibrated import calibrated_memory, workers_within
+from fewbits.pipeline.calibrated import by_workers, calibrated_memory, workers_within
 from fewbits.pipeline.memory import BASE_MEMORY, TORCH_MEMORY
 
 
@@ -35,3 +35,11 @@ def test_what_runs_at_once_fits() -> None:
         workers = workers_within([SMALL, LARGE], 64, memory)
         assert BASE_MEMORY + TORCH_MEMORY + calibrated_memory([SMALL, LARGE], workers) <= memory
         assert BASE_MEMORY + TORCH_MEMORY + calibrated_memory([SMALL, LARGE], workers + 1) > memory
+
+
+def test_tensors_are_worked_on_with_others_that_need_as_much_memory() -> None:
+    tensors = [LARGE, SMALL, LARGE, SMALL]
+    small, large = by_workers(tensors, 8, 8_000_000_000)
+    assert (small.workers, small.threads, small.tensors) == (8, 1, (SMALL, SMALL))
+    assert (large.workers, large.threads, large.tensors) == (1, 8, (LARGE, LARGE))
+    assert [group.tensors for group in by_workers(tensors, 1, 8_000_000_000)] == [tuple(tensors)]

@@ -23,6 +23,7 @@ from fewbits.formats import get_format
 from fewbits.pipeline.calibrated import (
     Calibration,
     Material,
+    by_workers,
     open_store,
     open_tensors,
     statistics_of,
@@ -140,7 +141,7 @@ def _choose_folds(
     progress.stage("scaling channels", len(placed), "folds")
     found = []
     workers = workers_within(tensors, settings.cores, settings.memory_bytes)
-    with worker_pool(workers, settings.cores) as pool:
+    with worker_pool(workers, max(1, settings.cores // workers)) as pool:
         for fold, future in [(fold, pool.submit(choose, fold)) for fold in placed]:
             found.append((fold, future.result()))
             progress.advance(1)
@@ -219,18 +220,20 @@ def _measure(
 ) -> list[dict[str, float]]:
     """The prices of (tensor, formats, format that it must get) in worker processes."""
     progress.stage("pricing", len(tasks), "tensors")
-    material, found = calibration.material, []
-    priced = {name for name, *_ in tasks}
-    workers = workers_within((t for t in tensors if t.name in priced), settings.cores, settings.memory_bytes)
-    with worker_pool(workers, settings.cores) as pool:
-        futures = [
-            pool.submit(_price, material, name, calibration.segments[name], formats, near, pinned)
-            for name, formats, pinned in tasks
-        ]
-        for (name, _, _), future in zip(tasks, futures, strict=True):
-            found.append(future.result())
-            progress.advance(1, name)
-    return found
+    material, found = calibration.material, {}
+    wanted = {name: (formats, pinned) for name, formats, pinned in tasks}
+    priced = [t for t in tensors if t.name in wanted]
+    for group in by_workers(priced, settings.cores, settings.memory_bytes):
+        with worker_pool(group.workers, group.threads) as pool:
+            futures = {}
+            for name in (t.name for t in group.tensors):
+                formats, pinned = wanted[name]
+                segments = calibration.segments[name]
+                futures[name] = pool.submit(_price, material, name, segments, formats, near, pinned)
+            for name, future in futures.items():
+                found[name] = future.result()
+                progress.advance(1, name)
+    return [found[name] for name, *_ in tasks]
 
 
 def _price(

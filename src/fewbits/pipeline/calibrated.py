@@ -99,10 +99,10 @@ class Calibration:
 
 
 @contextmanager
-def worker_pool(workers: int, cores: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that share the cores; started afresh, since PyTorch's threads don't survive a fork."""
+def worker_pool(workers: int, threads: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes of so many threads; started afresh, since PyTorch's threads don't survive a fork."""
     before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, str(max(1, cores // workers))))
+    os.environ.update(dict.fromkeys(_THREADS, str(threads)))
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:
@@ -184,24 +184,22 @@ def _tasks(
 
 def calibrated_chunks(
     calibration: Calibration,
-    tensors: Iterable[OutputTensor],
+    group: WorkerGroup,
     choices: Mapping[str, TensorChoice],
     effort: str,
-    workers: int,
-    cores: int,
 ) -> Iterator[tuple[Chunk, bool]]:
-    """The bytes of all tensors, piece by piece in order, and whether the plan's algorithm was kept for each.
+    """The bytes of a group's tensors, piece by piece in order, and whether the plan's algorithm was kept for each.
 
     Raises:
         CheckpointError: a weight that isn't finite; the message counts them.
     """
-    with worker_pool(workers, cores) as pool:
+    with worker_pool(group.workers, group.threads) as pool:
         waiting: deque[tuple[OutputTensor, _Task, bool, Future[tuple[PartBytes, bool]]]] = deque()
-        for tensor in tensors:
+        for tensor in group.tensors:
             tasks = list(_tasks(calibration, tensor, choices[tensor.name], effort))
             for task in tasks:
                 waiting.append((tensor, task, task is tasks[-1], pool.submit(_run, task)))
-                if len(waiting) > WINDOW * workers:
+                if len(waiting) > WINDOW * group.workers:
                     yield _finish(*waiting.popleft())
         while waiting:
             yield _finish(*waiting.popleft())
@@ -219,6 +217,29 @@ def workers_within(tensors: Iterable[OutputTensor], workers: int, memory: int) -
     """
     room = memory - BASE_MEMORY - TORCH_MEMORY
     return max(1, min(workers, room // max(1, calibrated_memory(tensors, 1))))
+
+
+@dataclass(frozen=True)
+class WorkerGroup:
+    """Tensors of which as many may be worked on at once: `workers`, each with `threads`."""
+
+    workers: int
+    threads: int
+    tensors: tuple[OutputTensor, ...]
+
+
+def by_workers(tensors: Iterable[OutputTensor], cores: int, memory: int) -> list[WorkerGroup]:
+    """Tensors by what memory has room for, those first of which the most may be worked on at once.
+
+    A model's widest matrices need many times the memory of others, which needn't wait for one another.
+    """
+    groups: dict[int, list[OutputTensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(workers_within([tensor], cores, memory), []).append(tensor)
+    return [
+        WorkerGroup(workers, max(1, cores // workers), tuple(group))
+        for workers, group in sorted(groups.items(), reverse=True)
+    ]
 
 
 def calibrated_memory(tensors: Iterable[OutputTensor], workers: int) -> int:

@@ -126,7 +126,7 @@ def dry_run(
     used = check_resources(job, output, settings)
     with tempfile.TemporaryDirectory(prefix=".fewbits-dry-run-", dir=output.parent) as folder:
         small = one_block(job)
-        seconds, ran = _try(small, Path(folder) / output.name, used, progress)
+        seconds, ran = _try(small, Path(folder) / output.name, used, settings, progress)
         if converter is not None:
             _try_conversion(converter, Path(folder) / output.name, progress)
     return DryRun(
@@ -168,12 +168,14 @@ class _Stopwatch(Silent):
         self._last = now
 
 
-def _try(job: Job, output: Path, threads: int, progress: Progress) -> tuple[dict[str, float], bool | None]:
+def _try(
+    job: Job, output: Path, threads: int, settings: Settings, progress: Progress
+) -> tuple[dict[str, float], bool | None]:
     """Quantize, write, read back, compare and run; seconds by tensor, the check included."""
     watch = _Stopwatch(progress)
     with Journal(output, job.run, folder=job.exporter.folder) as journal:
         journal.resume(job.layout, discard=False)
-        run_job(job, journal, threads, threads, watch)
+        run_job(job, journal, threads, settings, watch)
         verify_output(job, journal, watch, threads)
         journal.publish()
     return watch.seconds, _runs(output)

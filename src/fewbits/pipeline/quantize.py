@@ -230,7 +230,7 @@ def write_job(job: Job, output: Path, settings: Settings, progress: Progress, *,
         resumed = len(journal.finished)
         if resumed:
             progress.message(f"resuming: {resumed} of {len(job.tensors)} tensors are done")
-        run_job(job, journal, workers, settings.cores, progress)
+        run_job(job, journal, workers, settings, progress)
         job = tuned_job(job, journal, settings, progress)
         verify_output(job, journal, progress, workers)
         journal.publish()
@@ -282,17 +282,17 @@ def float32_share(job: Job) -> float:
     return nbytes / (4 * weights) if weights else 0.0
 
 
-def run_job(job: Job, journal: Journal, workers: int, cores: int, progress: Progress) -> None:
+def run_job(job: Job, journal: Journal, workers: int, settings: Settings, progress: Progress) -> None:
     """Quantize every tensor that isn't finished, writing each chunk as it is made.
 
-    Memory may allow fewer workers than there are cores, which they share then.
+    `workers` are for those that need no statistics; for others it depends on the tensor how many may run at once.
     """
     writer = TensorWriter(job.layout, journal)
     writer.headers()
     todo = [t for t in job.tensors if t.name not in journal.finished]
     progress.stage("quantizing", sum(t.source.matrix[0] * t.source.matrix[1] for t in todo), "weights")
     try:
-        for chunk, kept in _chunks(job, todo, workers, cores):
+        for chunk, kept in _chunks(job, todo, workers, settings):
             writer.write(chunk, kept)
             progress.advance(chunk.weights, chunk.tensor.name)
     except CheckpointError:
@@ -313,7 +313,7 @@ def tuned_job(job: Job, journal: Journal, settings: Settings, progress: Progress
 
 
 def _chunks(
-    job: Job, tensors: Sequence[OutputTensor], workers: int, cores: int
+    job: Job, tensors: Sequence[OutputTensor], workers: int, settings: Settings
 ) -> Iterator[tuple[Chunk, bool]]:
     """Each chunk, and whether the algorithm that the plan names was kept for it."""
     choices = job.plan.tensors
@@ -324,9 +324,11 @@ def _chunks(
     for chunk in quantized_chunks(rounded, choices, workers, known, job.importance):
         yield chunk, True
     if rest and job.calibration is not None:
-        from fewbits.pipeline.calibrated import calibrated_chunks
+        from fewbits.pipeline.calibrated import by_workers, calibrated_chunks
 
-        yield from calibrated_chunks(job.calibration, rest, choices, job.provenance.effort, workers, cores)
+        effort = job.provenance.effort
+        for group in by_workers(rest, settings.cores, settings.memory_bytes):
+            yield from calibrated_chunks(job.calibration, group, choices, effort)
 
 
 def fallbacks(plan: Plan) -> dict[str, str]:
@@ -398,4 +400,4 @@ def predicted_memory(job: Job, workers: int) -> int:
     from fewbits.pipeline.calibrated import calibrated_memory
 
     calibrated = [t for t in job.tensors if needs_statistics(job.plan.tensors[t.name].algorithm)]
-    return own + TORCH_MEMORY + calibrated_memory(calibrated, workers)
+    return own + TORCH_MEMORY + calibrated_memory(calibrated, 1)
