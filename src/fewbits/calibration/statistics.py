@@ -25,6 +25,8 @@ OutputMoments = npt.NDArray[np.float16]
 
 # Rows whose correlations are looked at together: 34 MB.
 MOST_ROWS = 4096
+# Rows of a moment that are rescaled at once.
+_ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,12 @@ class Statistics:
         shrunk: Floats = np.ones_like(self.row_importance) if rows is None else np.reciprocal(rows)
         importance: Floats = self.row_importance * np.square(shrunk)
         mean = float(importance.mean(dtype=np.float64)) or 1.0
-        moments = (mean * np.outer(inverse, inverse)).astype(np.float32)
         factors = inverse.astype(np.float32)
         sample, peaks, shrunk_by = _rescaled_inputs(self.sample, self.peaks, factors, mean)
         return replace(
             self,
-            second_moment=self.second_moment * moments,
-            held_out=self.held_out * moments,
+            second_moment=_rescaled_moment(self.second_moment, inverse, mean),
+            held_out=_rescaled_moment(self.held_out, inverse, mean),
             row_importance=importance / np.float32(mean),
             outputs=_rescaled_outputs(self.outputs, shrunk, mean),
             held_out_outputs=_rescaled_outputs(self.held_out_outputs, shrunk, mean),
@@ -101,6 +102,15 @@ class Statistics:
     def importance(self) -> Floats:
         """The diagonal of the second moment: the weight of each input column, float32 [K]."""
         return np.ascontiguousarray(np.diagonal(self.second_moment))
+
+
+def _rescaled_moment(moment: Floats, factors: npt.NDArray[np.float64], mean: float) -> Floats:
+    """A moment times mean * factors * factorsᵀ, float32 [K, K], with nothing else of its size in float64."""
+    scaled = np.empty_like(moment)
+    for start in range(0, len(moment), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        scaled[rows] = moment[rows] * (mean * np.outer(factors[rows], factors)).astype(np.float32)
+    return scaled
 
 
 def _rescaled_outputs(outputs: OutputMoments | None, factors: Floats, mean: float) -> OutputMoments | None:
