@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -45,8 +44,8 @@ def regularised(second_moment: Floats, shrink: float, damp: float) -> Floats:
         return np.eye(len(diagonal), dtype=np.float32)
     hessian: Floats = second_moment.astype(np.float32)
     hessian *= np.float32((1 - shrink) / mean)
-    for rows in _runs(len(hessian)):
-        for columns in _runs(rows.stop):
+    for rows in runs(len(hessian)):
+        for columns in runs(rows.stop):
             mirrored = (hessian[rows, columns] + hessian[columns, rows].T) * np.float32(0.5)
             hessian[rows, columns], hessian[columns, rows] = mirrored, mirrored.T
     np.fill_diagonal(hessian, np.maximum(diagonal, 0) / mean + max(damp, LEAST_DAMP))
@@ -79,8 +78,8 @@ def factor(
     root = root[::-1, ::-1]
     diagonal = np.diagonal(root).copy()
     lower = np.zeros(hessian.shape, np.float32)
-    for rows in _runs(len(root)):
-        for columns in _runs(rows.stop):
+    for rows in runs(len(root)):
+        for columns in runs(rows.stop):
             lower[rows, columns] = (root[columns, rows] / diagonal[rows]).T
         lower[rows, rows] = np.tril(lower[rows, rows])
     return lower, (diagonal**2).astype(np.float32)
@@ -115,7 +114,7 @@ def cholesky(matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """
     if len(matrix) <= _WHOLE:
         return np.linalg.cholesky(matrix)
-    for columns in _runs(len(matrix)):
+    for columns in runs(len(matrix)):
         below = slice(columns.start, len(matrix))
         matrix[below, columns] -= matrix[below, : columns.start] @ matrix[columns, : columns.start].T
         corner = np.linalg.cholesky(matrix[columns, columns])
@@ -128,11 +127,11 @@ def cholesky(matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def _ordered(hessian: Floats, order: npt.NDArray[np.intp], dtype: type[np.floating[Any]]) -> npt.NDArray[Any]:
     """Rows and columns in another order, in another dtype."""
     found = np.empty(hessian.shape, dtype)
-    for rows in _runs(len(order)):
+    for rows in runs(len(order)):
         found[rows] = hessian[np.ix_(order[rows], order)]
     return found
 
 
-def _runs(count: int) -> Iterator[slice]:
-    """0 … count in panels."""
-    return (slice(first, min(first + _PANEL, count)) for first in range(0, count, _PANEL))
+def runs(total: int, size: int = _PANEL) -> list[slice]:
+    """0 … total in pieces of a size, the last of what is left."""
+    return [slice(first, min(first + size, total)) for first in range(0, total, size)]

@@ -18,6 +18,7 @@ import numpy as np
 
 from fewbits import _native
 from fewbits.algorithms.columns import LARGEST_ERROR
+from fewbits.algorithms.factorization import runs
 from fewbits.formats import Format, QTensor
 from fewbits.formats.format import Codes, Floats, Params
 
@@ -48,13 +49,9 @@ def descend_jointly(
     size = outputs.shape[1]
     pieces = [
         _descend(weight[rows], start, rows, hessian, block, sweeps)
-        for block, rows in zip(outputs, _runs(len(weight), size), strict=True)
+        for block, rows in zip(outputs, runs(len(weight), size), strict=True)
     ]
     return QTensor(start.format, start.shape, np.concatenate(pieces), start.params)
-
-
-def _runs(total: int, size: int) -> list[slice]:
-    return [slice(first, min(first + size, total)) for first in range(0, total, size)]
 
 
 def _descend(
@@ -68,7 +65,7 @@ def _descend(
     values = fmt.decode(codes.reshape(-1, fmt.block_of(columns)), params).reshape(weight.shape)
     error = np.clip(weight - values, -LARGEST_ERROR, LARGEST_ERROR)
     grids = _Grids(fmt, params, (len(weight), columns))
-    parts = _runs(len(weight), max(1, min(ROWS, _GRID_VALUES // (columns * len(fmt.codes)))))
+    parts = runs(len(weight), max(1, min(ROWS, _GRID_VALUES // (columns * len(fmt.codes)))))
     ranks = np.concatenate(
         [_ranks(codes[part] - np.uint8(fmt.codes.start), grids.of(part)[1]) for part in parts]
     )

@@ -27,8 +27,8 @@ from fewbits.pipeline.calibrated import (
     open_store,
     open_tensors,
     statistics_of,
+    worker_group,
     worker_pool,
-    workers_within,
 )
 from fewbits.pipeline.folds import (
     Folds,
@@ -140,8 +140,8 @@ def _choose_folds(
     placed = placed_folds(exporter, tensors, metadata, open_store(material.store))
     progress.stage("scaling channels", len(placed), "folds")
     found = []
-    workers = workers_within(tensors, settings.cores, settings.memory_bytes)
-    with worker_pool(workers, max(1, settings.cores // workers)) as pool:
+    group = worker_group(tensors, settings.cores, settings.memory_bytes)
+    with worker_pool(group.workers, group.threads) as pool:
         for fold, future in [(fold, pool.submit(choose, fold)) for fold in placed]:
             found.append((fold, future.result()))
             progress.advance(1)

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -228,6 +228,12 @@ class WorkerGroup:
     tensors: tuple[OutputTensor, ...]
 
 
+def worker_group(tensors: Sequence[OutputTensor], cores: int, memory: int) -> WorkerGroup:
+    """All of these tensors as one group: as many workers as the largest leaves room for, which share the cores."""
+    workers = workers_within(tensors, cores, memory)
+    return WorkerGroup(workers, max(1, cores // workers), tuple(tensors))
+
+
 def by_workers(tensors: Iterable[OutputTensor], cores: int, memory: int) -> list[WorkerGroup]:
     """Tensors by what memory has room for, those first of which the most may be worked on at once.
 
@@ -236,10 +242,7 @@ def by_workers(tensors: Iterable[OutputTensor], cores: int, memory: int) -> list
     groups: dict[int, list[OutputTensor]] = {}
     for tensor in tensors:
         groups.setdefault(workers_within([tensor], cores, memory), []).append(tensor)
-    return [
-        WorkerGroup(workers, max(1, cores // workers), tuple(group))
-        for workers, group in sorted(groups.items(), reverse=True)
-    ]
+    return [worker_group(group, cores, memory) for _, group in sorted(groups.items(), reverse=True)]
 
 
 def calibrated_memory(tensors: Iterable[OutputTensor], workers: int) -> int:
