@@ -305,8 +305,8 @@ def _computed(ours: LanguageModel, ids: Sequence[int], answer: Answer) -> _Compu
     arithmetic = answer.arithmetic
     if not answer.rounds_activations:
         ours = ours.with_float_activations()
-    if not answer.rounds_kv_cache:
-        ours = ours.with_float_kv_cache()
+    if answer.kv_cache:
+        ours = ours.with_kv_cache(answer.kv_cache)
     meant = _logits(ours, ids)
     rounds = ours.activations == "runtime" or ours.kv_cache is not None
     alone = _logits(ours.with_float_activations().with_float_kv_cache(), ids) if rounds else meant

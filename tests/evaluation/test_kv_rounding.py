@@ -95,6 +95,12 @@ def test_static_fp8_clips_and_scales():
     assert Static(torch.float8_e5m2)(x)[..., 3].item() == 1024
     scaled = Static(torch.float8_e4m3fn)(x, torch.tensor(4.0))
     assert scaled[..., 3].item() == 4 * 256
+    x = heads()
+    cut = Static(torch.float8_e4m3fn, truncated=True)(x)
+    # The largest number of the format that is no farther from zero.
+    numbers = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).to(torch.float32)
+    places = torch.bucketize(x.abs().clamp_max(448).contiguous(), numbers, right=True) - 1
+    assert torch.equal(cut, x.sign() * numbers[places])
     per_head = Static(torch.int8)(heads(), torch.tensor([0.1, 1.0, 10.0]).reshape(-1, 1, 1))
     assert set((per_head[:, 2] / 10).unique().tolist()) <= {float(i) for i in range(-128, 128)}
 

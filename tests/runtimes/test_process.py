@@ -44,7 +44,7 @@ def test_an_answer_holds_logits_tokens_and_versions(driver, tmp_path):
     assert np.array_equal(answer.logits, np.outer([2, 3, 4], np.arange(5)) + len(str(tmp_path.resolve())))
     assert answer.generated == (5, 6)
     assert answer.versions == {"numpy": np.__version__}
-    assert (answer.arithmetic, answer.rounds_activations, answer.rounds_kv_cache) == ("float32", True, True)
+    assert (answer.arithmetic, answer.rounds_activations, answer.kv_cache) == ("float32", True, "")
 
 
 def test_a_driver_says_how_it_runs_a_model(driver, tmp_path):
@@ -52,13 +52,13 @@ def test_a_driver_says_how_it_runs_a_model(driver, tmp_path):
         WORKS
         + "def arithmetic(model): return 'bfloat16'\n"
         + "def rounds_activations(model): return 'float' not in model\n"
-        + "rounds_kv_cache = rounds_activations\n"
+        + "def kv_cache(model): return 'fp8_e4m3' if 'float' not in model else 'float'\n"
     )
-    for name, rounds in (("made", True), ("float", False)):
+    for name, rounds, kept in (("made", True, "fp8_e4m3"), ("float", False, "float")):
         (tmp_path / name).mkdir()
         answer = run_runtime("made", tmp_path / name, [1])
         assert answer.arithmetic == "bfloat16"
-        assert answer.rounds_activations == answer.rounds_kv_cache == rounds
+        assert (answer.rounds_activations, answer.kv_cache) == (rounds, kept)
 
 
 @pytest.mark.parametrize("python", [Path(sys.executable), Path(sys.prefix)])

@@ -73,6 +73,7 @@ _KINDS: Mapping[str, _Kind] = {
     "fp8": _Kind.alike(_E4M3, "vLLM"),
     "fp8_e4m3": _Kind.alike(_E4M3, "vLLM"),
     "fp8_e5m2": _Kind.alike(_E5M2, "vLLM"),
+    "fp8_e4m3_truncated": _Kind.alike(Static(torch.float8_e4m3fn, truncated=True), "vLLM on x86 CPUs"),
     "fp8_per_token_head": _Kind.alike(PerTokenHead(torch.float8_e4m3fn), "vLLM"),
     "int8_per_token_head": _Kind.alike(PerTokenHead(torch.int8), "vLLM"),
     "int4_per_token_head": _Kind.alike(Int4PerTokenHead(), "vLLM"),

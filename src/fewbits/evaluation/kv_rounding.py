@@ -7,8 +7,8 @@ positions, width of a head. All of it here is float32.
                 since pull request 21038 (April 2026) between two Hadamard matrices where 64 divides D: keys in parts of
                 the largest power of two that divides D, values in parts of 64 (llama-kv-cache.cpp, `attn_rot_k`)
     vLLM        FP8 with a scale for all keys of a layer and one for all values, or one for each head
-                (csrc/cache_kernels.cu); *_per_token_head with a scale for each head of each token
-                (v1/attention/ops/triton_quant_kv)
+                (csrc/cache_kernels.cu), which its kernels for x86 CPUs cut off (csrc/cpu/cpu_attn_fp8.hpp);
+                *_per_token_head with a scale for each head of each token (v1/attention/ops/triton_quant_kv)
     MLX         integers with a scale and a bias for each group along D (mlx.core.quantize)
 """
 
@@ -75,9 +75,11 @@ class Static(HeadRounding):
 
     Attributes:
         dtype: of the codes; int8 or one of the FP8 types. What lies beyond its range is clipped.
+        truncated: FP8 codes are cut off towards zero instead of rounded.
     """
 
     dtype: torch.dtype
+    truncated: bool = False
 
     def bits(self, width: int) -> float:
         """See `HeadRounding.bits`."""
@@ -91,7 +93,13 @@ class Static(HeadRounding):
         if self.dtype == torch.int8:
             return codes.round().clamp(-128, 127) * scale
         largest = torch.finfo(self.dtype).max
-        return codes.clamp(-largest, largest).to(self.dtype).to(torch.float32) * scale
+        inside = codes.clamp(-largest, largest)
+        kept = inside.to(self.dtype)
+        if self.truncated:
+            # Bytes are sign and magnitude: one less is the next number towards zero.
+            beyond = kept.to(torch.float32).abs() > inside.abs()
+            kept = (kept.view(torch.uint8) - beyond.to(torch.uint8)).view(self.dtype)
+        return kept.to(torch.float32) * scale
 
 
 @dataclass(frozen=True)

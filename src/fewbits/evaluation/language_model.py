@@ -32,7 +32,7 @@ from fewbits.evaluation.activations import (
     RuntimeActivations,
 )
 from fewbits.evaluation.engine_model import LOGITS
-from fewbits.evaluation.kv_cache import FLOAT, CacheScheme
+from fewbits.evaluation.kv_cache import FLOAT, CacheScheme, StoredScales, named_scheme
 from fewbits.evaluation.stored_kv_cache import scheme_of
 from fewbits.language_model.text_tokenizer import TextTokenizer, open_tokenizer
 from fewbits.language_model.transformers_model import (
@@ -89,9 +89,18 @@ class LanguageModel:
         """The same model without the rounding of activations."""
         return replace(self, activations="float", _roundings={})
 
+    def with_kv_cache(self, name: str) -> LanguageModel:
+        """The same model with keys and values kept as `named_scheme` says, by the scales of its files.
+
+        Raises:
+            EvaluationError: no such name.
+        """
+        scales = self.kv_cache.scales if self.kv_cache else StoredScales()
+        return replace(self, kv_cache=named_scheme(name, scales))
+
     def with_float_kv_cache(self) -> LanguageModel:
-        """The same model without the rounding of keys and values."""
-        return replace(self, kv_cache=None)
+        """The same model with keys and values as they are."""
+        return self.with_kv_cache(FLOAT)
 
     def in_arithmetic(self, dtype: str) -> LanguageModel:
         """This model with parameters and activations in another dtype; changes it in place.
@@ -174,7 +183,8 @@ def load_language_model(
     else:
         model = model_from_directory(checkpoint)
         tensors = parameters_of_directory(checkpoint, [name for name, _ in model.named_parameters()])
-    roundings = _roundings(model, tensors, table) if activations == "runtime" else {}
+    rounded = tensors if activations == "runtime" else {}
+    roundings = _by_address(model, {name: _rounding(tensor, table) for name, tensor in rounded.items()})
     scheme = scheme_of(checkpoint, model, tensors, kv_cache)
     return _language_model(checkpoint, model, tokenizer, roundings, scheme)
 
@@ -193,12 +203,8 @@ def language_model_of(
         EvaluationError: transformers can't build it, or weights are missing.
     """
     model = model_from_tensors(checkpoint, dict(checkpoint.config), checkpoint.tensors)
-    roundings = {
-        storage_address(parameter): TOKEN_ROUNDING[formats[name]]
-        for name, parameter in model.named_parameters()
-        if parameter.dim() > 1 and formats.get(name) in TOKEN_ROUNDING
-    }
-    return _language_model(checkpoint, model, tokenizer, roundings, None)
+    roundings = {name: TOKEN_ROUNDING.get(chosen) for name, chosen in formats.items()}
+    return _language_model(checkpoint, model, tokenizer, _by_address(model, roundings), None)
 
 
 def _language_model(
@@ -221,14 +227,12 @@ def _language_model(
     )
 
 
-def _roundings(
-    model: Any, tensors: Mapping[str, LazyTensor], table: Mapping[str, Rounding]
-) -> dict[int, Rounding]:
-    """How the input of each parameter's linear map is rounded, by the address of the parameter's storage."""
+def _by_address(model: Any, roundings: Mapping[str, Rounding | None]) -> dict[int, Rounding]:
+    """Roundings of inputs of linear maps, by the address of the storage of the maps' parameters."""
     found = {}
     for name, parameter in model.named_parameters():
-        if parameter.dim() > 1 and name in tensors and (made := _rounding(tensors[name], table)) is not None:
-            found[storage_address(parameter)] = made
+        if parameter.dim() > 1 and (rounding := roundings.get(name)) is not None:
+            found[storage_address(parameter)] = rounding
     return found
 
 

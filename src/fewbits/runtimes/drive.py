@@ -15,8 +15,10 @@ and, where these don't say it all,
 
     def requirements(model) -> tuple[str, …]                 those of REQUIREMENTS that this artifact needs
     def arithmetic(model) -> str                             dtype that activations have: float32 unless it says so
-    def rounds_activations(model) -> bool                    whether they are rounded where the artifact says so,
-    def rounds_kv_cache(model) -> bool                       and keys and values: True unless it says so
+    def rounds_activations(model) -> bool                    whether they are rounded where the artifact says so: True
+                                                             unless it says so
+    def kv_cache(model) -> str                               how keys and values are kept, as `fewbits evaluate` names
+                                                             it: "float" if as they are; "" as the artifact says
 
 Failures are one line on standard error, {"fewbits": kind, "message": …}, and exit status 1. Kinds: ``missing`` with
 "requirements", ``unable`` (the driver has no such function), ``failed`` (an exception of the runtime).
@@ -38,7 +40,7 @@ from typing import Any
 import numpy as np
 
 # What a driver may say of an artifact -> what holds where it doesn't.
-_FACTS: dict[str, str | bool] = {"arithmetic": "float32", "rounds_activations": True, "rounds_kv_cache": True}
+_FACTS: dict[str, str | bool] = {"arithmetic": "float32", "rounds_activations": True, "kv_cache": ""}
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 

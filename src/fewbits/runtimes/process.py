@@ -39,7 +39,7 @@ class Answer:
         versions: of the packages that the driver names.
         arithmetic: dtype of activations there.
         rounds_activations: whether it rounds them where the artifact says so.
-        rounds_kv_cache: whether it rounds keys and values where the artifact says so.
+        kv_cache: how it keeps keys and values, as ``--kv-cache`` names it; "" as the artifact says.
         seconds: wall time, loading included.
     """
 
@@ -48,7 +48,7 @@ class Answer:
     versions: Mapping[str, str]
     arithmetic: str
     rounds_activations: bool
-    rounds_kv_cache: bool
+    kv_cache: str
     seconds: float
 
 
@@ -100,7 +100,7 @@ def run_runtime(
         about["versions"],
         str(about["arithmetic"]),
         bool(about["rounds_activations"]),
-        bool(about["rounds_kv_cache"]),
+        str(about["kv_cache"]),
         seconds,
     )
 

