@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from fewbits.calibration.linear_maps import mirrored
 from fewbits.calibration.statistics import MOST_ROWS, Statistics, joint_loss, quadratic_loss
 from fewbits.checkpoint.checkpoint import LazyTensor
 from fewbits.formats.activation_grid import integer_grid
@@ -99,3 +101,14 @@ def test_gain_is_that_of_feedback_between_rows():
         1, abs=0.01
     )
     assert joint_gain(replace(statistics, outputs=None)) == 1
+
+
+@pytest.mark.parametrize("width", [3, 4, 11])
+def test_upper_triangles_are_mirrored_in_place(width, monkeypatch):
+    monkeypatch.setattr("fewbits.calibration.linear_maps._MIRRORED", 4)
+    total = torch.randn(width, width, generator=torch.Generator().manual_seed(0))
+    upper = torch.triu(total)
+
+    assert mirrored(total) is total
+    assert torch.equal(total, total.T)
+    assert torch.equal(torch.triu(total), upper)

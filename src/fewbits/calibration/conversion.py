@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fewbits.calibration.linear_maps import LinearMap, Sums, symmetric
+from fewbits.calibration.linear_maps import LinearMap, Sums, mirrored
 from fewbits.calibration.statistics import OutputMoments, Statistics
 from fewbits.calibration.store import StatisticsStore, is_starved
 from fewbits.calibration.text import CalibrationTokens
@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float32]
 def save_block(
     store: StatisticsStore, sums: Mapping[str, Sums], maps: Iterable[LinearMap], tokens: CalibrationTokens
 ) -> None:
-    """Write what a pass over a block gathered.
+    """Write what a pass over a block gathered; the sums are used up by it.
 
     Means are over all T tokens, also of experts: what few tokens see costs little KL per token of text.
     Matrices that no `linear` used have no sums and get no statistics, but for experts without tokens.
@@ -39,9 +39,9 @@ def save_block(
         store.save(
             linear_map.name,
             Statistics(
-                second_moment=(symmetric(found.second_moment) / training).numpy(),
+                second_moment=mirrored(found.second_moment).div_(training).numpy(),
                 row_importance=mean_one(found.rows.numpy()),
-                held_out=(symmetric(found.held_out) / checking).numpy(),
+                held_out=mirrored(found.held_out).div_(checking).numpy(),
                 tokens=found.tokens,
                 outputs=_outputs(found.outputs),
                 held_out_outputs=_outputs(found.held_out_outputs),

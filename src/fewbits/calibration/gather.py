@@ -39,7 +39,7 @@ from fewbits.calibration.conversion import (
 from fewbits.calibration.find_folds import block_folds, head_fold
 from fewbits.calibration.fold import Fold
 from fewbits.calibration.head import Head
-from fewbits.calibration.linear_maps import LinearMap, Observation, linear_maps, symmetric
+from fewbits.calibration.linear_maps import LinearMap, Observation, linear_maps, mirrored
 from fewbits.calibration.products import Products
 from fewbits.calibration.store import FORMAT_VERSION, StatisticsStore
 from fewbits.calibration.text import CalibrationTokens
@@ -236,8 +236,8 @@ def _passes(maps: list[LinearMap], budget: int | None) -> Iterator[list[LinearMa
 def _save_head(folder: Path, head: Head) -> None:
     sums = head.sums
     arrays: dict[str, Any] = {
-        "second_moment": symmetric(sums.second_moment).numpy(),
-        "held_out": symmetric(sums.held_out).numpy(),
+        "second_moment": mirrored(sums.second_moment).numpy(),
+        "held_out": mirrored(sums.held_out).numpy(),
         "rows": sums.rows.numpy(),
         "predicted": head.predicted.numpy(),
         "sample": sums.peaks.sample,

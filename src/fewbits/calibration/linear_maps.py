@@ -25,6 +25,8 @@ from fewbits.language_model.transformers_model import storage_address
 # Little more than half of a symmetric product is computed, in this many column panels of at least this size:
 # narrower ones cost more in passes over the inputs than they save.
 _PANELS, _PANEL = 8, 96
+# Rows that are mirrored at a time.
+_MIRRORED = 1024
 # Sizes of the blocks that share a scale when llama.cpp rounds activations.
 PEAK_BLOCKS = (32, 256)
 # Rows of a map whose gradients are correlated with one another, at most: their products are squares of it.
@@ -185,9 +187,14 @@ def add_product(total: Tensor, x: Tensor) -> None:
             part.addmm_(left, right)
 
 
-def symmetric(total: Tensor) -> Tensor:
-    """A copy with the upper triangle mirrored."""
-    return torch.triu(total) + torch.triu(total, 1).T
+def mirrored(total: Tensor) -> Tensor:
+    """The matrix [K, K] itself, whose upper triangle is mirrored in place: it may be as large as a weight."""
+    for start in range(0, len(total), _MIRRORED):
+        stop = min(start + _MIRRORED, len(total))
+        corner = total[start:stop, start:stop]
+        corner.copy_(torch.triu(corner) + torch.triu(corner, 1).T)
+        total[stop:, start:stop] = total[start:stop, stop:].T
+    return total
 
 
 class MapNames:
