@@ -1,7 +1,5 @@
 """A rounded cache in models of several architectures, from directories and from GGUF files."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -12,21 +10,16 @@ from transformers import MambaConfig, MambaForCausalLM
 import fewbits
 from fewbits.checkpoint.source import open_checkpoint
 from fewbits.errors import EvaluationError
-from fewbits.evaluation.kv_cache import StoredScales, named_scheme
 from fewbits.evaluation.language_model import LanguageModel, load_language_model
 
 
 def logits(model, kv_cache, split):
     """Of all tokens in two passes, the second from token `split` on."""
-    model = model if kv_cache is None else with_cache(model, kv_cache)
+    model = model if kv_cache is None else model.with_kv_cache(kv_cache)
     tokens = sample_tokens()
     first, cache = model.forward(tokens[:split], None, split)
     rest, _ = model.forward(tokens[split:], cache, len(tokens) - split)
     return torch.cat([first, rest])
-
-
-def with_cache(model, name):
-    return replace(model, kv_cache=named_scheme(name, StoredScales()))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text", "phi3", "mixtral"])
@@ -100,4 +93,4 @@ def test_a_model_without_keys_and_values_is_refused():
     model = with_tokenizer(type("Folder", (), {"name": "mamba"}), MambaForCausalLM(config))
 
     with pytest.raises(EvaluationError, match="can't be simulated for mamba"):
-        with_cache(model, "fp8").cache_bytes()
+        model.with_kv_cache("fp8").cache_bytes()

@@ -57,10 +57,9 @@ def _outputs(sums: Tensor) -> OutputMoments:
     """Upper triangles [N / B, B, B] as symmetric matrices, scaled to a mean diagonal of 1."""
     diagonal = torch.diagonal(sums, dim1=1, dim2=2)
     mean = float(diagonal.mean())
-    whole = torch.triu(sums) + torch.triu(sums, 1).transpose(1, 2)
     if not mean > 0:
         return torch.eye(sums.shape[1]).expand(sums.shape).to(torch.float16).numpy()
-    return (whole / mean).clamp(-65504, 65504).to(torch.float16).numpy()
+    return (mirrored(sums) / mean).clamp(-65504, 65504).to(torch.float16).numpy()
 
 
 def mean_one(rows: Floats) -> Floats:

@@ -188,12 +188,13 @@ def add_product(total: Tensor, x: Tensor) -> None:
 
 
 def mirrored(total: Tensor) -> Tensor:
-    """The matrix [K, K] itself, whose upper triangle is mirrored in place: it may be as large as a weight."""
-    for start in range(0, len(total), _MIRRORED):
-        stop = min(start + _MIRRORED, len(total))
-        corner = total[start:stop, start:stop]
-        corner.copy_(torch.triu(corner) + torch.triu(corner, 1).T)
-        total[stop:, start:stop] = total[start:stop, stop:].T
+    """The matrices [..., K, K] themselves, upper triangles mirrored in place: one may be as large as a weight."""
+    width = total.shape[-1]
+    for start in range(0, width, _MIRRORED):
+        stop = min(start + _MIRRORED, width)
+        corner = total[..., start:stop, start:stop]
+        corner.copy_(torch.triu(corner) + torch.triu(corner, 1).mT)
+        total[..., stop:, start:stop] = total[..., start:stop, stop:].mT
     return total
 
 
