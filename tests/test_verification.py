@@ -106,13 +106,14 @@ def _runtime(tmp_path, monkeypatch):
     registry.requirements_of.cache_clear()
 
 
-def our_logits(path, tiny_llama, ids):
+def our_logits(path, tiny_llama, ids, kv_cache=None):
     if path is None:
         return _logits(load_language_model(open_checkpoint(tiny_llama), "float"), ids)
     described = read_description(path)
     checkpoint = _converted(path, described, open_checkpoint(tiny_llama))
     formats = {name: tensor.format for name, tensor in described.tensors.items()}
-    return _logits(language_model_of(checkpoint, None, formats), ids)
+    model = language_model_of(checkpoint, None, formats)
+    return _logits(model.with_kv_cache(kv_cache) if kv_cache else model, ids)
 
 
 @pytest.mark.usefixtures("_runtime")
@@ -171,6 +172,29 @@ def test_what_rounded_inputs_cost_is_allowed_for_where_the_runtime_rounds_them(
     plain = fewbits.verify(folder, tiny_llama, text=sample_text, **SMALL)
     assert plain.passed
     assert plain.kl_between == plain.allowed.activations == 0
+
+
+@pytest.mark.usefixtures("_runtime")
+def test_a_driver_that_names_a_cache_is_compared_with_that_cache(tiny_llama, sample_text, tmp_path):
+    folder = tmp_path / "out"
+    fewbits.quantize(tiny_llama, folder, to="npy")
+    text = sample_text.read_text(encoding="utf-8")
+    ids = open_tokenizer(open_checkpoint(tiny_llama)).encode(text, markup=False)[:40]
+    np.save(folder / "wrong.npy", our_logits(folder, tiny_llama, ids, kv_cache="q4_0"))
+
+    def verdict(kv_cache):
+        (tmp_path / "wrong_driver.py").write_text(WRONG + f"def kv_cache(model): return {kv_cache!r}\n")
+        return fewbits.verify(folder, tiny_llama, text=sample_text, **SMALL)
+
+    right = verdict("q4_0")
+    assert right.passed
+    assert right.kl_between == 0
+    assert right.allowed.activations > 0
+    # The artifact says nothing of a cache: a runtime that keeps one in 4 bits and doesn't say so computes something else.
+    for silent in ("", "float"):
+        wrong = verdict(silent)
+        assert not wrong.passed
+        assert wrong.allowed.activations == 0
 
 
 def test_a_quantized_cache_is_computed_as_its_runtime_does(tiny_llama, sample_text, tmp_path):
