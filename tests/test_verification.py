@@ -190,7 +190,7 @@ def test_a_driver_that_names_a_cache_is_compared_with_that_cache(tiny_llama, sam
     assert right.passed
     assert right.kl_between == 0
     assert right.allowed.activations > 0
-    # The artifact says nothing of a cache: a runtime that keeps one in 4 bits and doesn't say so computes something else.
+    # The artifact says nothing of a cache: a runtime that keeps one in 4 bits and doesn't say so computes wrongly.
     for silent in ("", "float"):
         wrong = verdict(silent)
         assert not wrong.passed

@@ -11,9 +11,10 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,8 @@ _EXPERT = re.compile(r"\.ffn_(gate|up|down)_exps\.")
 # Where the system doesn't say how large its last cache is.
 _USUAL_CACHE = 64 << 20
 _SMALLEST_BUFFER = 256 << 20
+# How often the buffer is read at a time; the fastest counts.
+_PASSES = 5
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,12 @@ class Speed:
         repetitions: of both; one more before them isn't counted.
         prefill_tokens_per_second: of the prompt.
         decode_tokens_per_second: one token at a time, from an empty context on.
-        read_bandwidth_bytes_per_second: at which the same number of threads reads a buffer that no cache holds.
+        read_bandwidth_bytes_per_second: at which the same number of threads reads a buffer that no cache holds, before
+            and after each repetition of decoding: the bandwidth of shared machines changes from second to second.
         read_bandwidth_buffer_bytes: its size.
         bytes_per_token: weights that decoding reads for each token; keys and values come on top.
-        bandwidth_share: `bytes_per_token` times tokens per second over the bandwidth. More than 1 is possible for files
-            that a cache holds.
+        bandwidth_share: `bytes_per_token` times tokens per second over the bandwidth around the same repetition. More
+            than 1 is possible for files that a cache holds.
         load_seconds: opening the file, with its bytes in the system's cache or not, as it was found.
         seconds_to_first_token: of the first prompt, right after loading.
         peak_memory_bytes: most that the process held at once, the mapped file's resident pages among it, before the
@@ -155,31 +159,25 @@ def measure(
     text = np.random.default_rng(0).integers(0, engine.vocabulary, max(prompt, generate)).astype(np.int32)
     meter = energy_meter(powercap)
     prefill = _timed(engine, _prompt(engine, text[:prompt]), repetitions, meter, progress)
-    decode = _timed(engine, _decoding(engine, text[:generate]), repetitions, meter, progress)
-    peak = peak_memory()
-    held = engine.memory_bytes
+    memory = _Memory(engine.threads)
+    decode = _timed(engine, _decoding(engine, text[:generate]), repetitions, meter, progress, memory.look)
     read = bytes_per_token(open_gguf(Path(path)))
-    count = engine.threads
-    del engine
-    buffer = _buffer_bytes()
-    bandwidth = _native.read_bandwidth(buffer, count, 10)
-    speed = generate / statistics.median(decode.seconds)
     return Speed(
         path=str(path),
-        threads=count,
+        threads=engine.threads,
         prompt_tokens=prompt,
         generated_tokens=generate,
         repetitions=repetitions,
         prefill_tokens_per_second=prompt / statistics.median(prefill.seconds),
-        decode_tokens_per_second=speed,
-        read_bandwidth_bytes_per_second=bandwidth,
-        read_bandwidth_buffer_bytes=buffer,
+        decode_tokens_per_second=generate / statistics.median(decode.seconds),
+        read_bandwidth_bytes_per_second=statistics.median(memory.bandwidths),
+        read_bandwidth_buffer_bytes=memory.buffer,
         bytes_per_token=read,
-        bandwidth_share=read * speed / bandwidth,
+        bandwidth_share=memory.share(read * generate, decode.seconds),
         load_seconds=loaded - started,
         seconds_to_first_token=prefill.first,
-        peak_memory_bytes=peak,
-        engine_memory_bytes=held,
+        peak_memory_bytes=memory.peak,
+        engine_memory_bytes=engine.memory_bytes,
         instruction_set=_native.packed_isas()[0],
         energy_joules_per_token=_per_token(decode.joules, generate * repetitions),
         prefill_energy_joules_per_token=_per_token(prefill.joules, prompt * repetitions),
@@ -194,6 +192,33 @@ class _Timed:
     first: float
     seconds: list[float]
     joules: float | None
+
+
+class _Memory:
+    """What the machine's memory gives, looked at before and after each counted repetition.
+
+    Attributes:
+        buffer: bytes that are read.
+        bandwidths: bytes a second, of each look.
+        peak: most bytes that the process had held when it looked first, which takes memory itself.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self.buffer = _buffer_bytes()
+        self.bandwidths: list[float] = []
+        self.peak: int | None = None
+
+    def look(self) -> None:
+        """Measure the bandwidth now."""
+        if not self.bandwidths:
+            self.peak = peak_memory()
+        self.bandwidths.append(_native.read_bandwidth(self.buffer, self._threads, _PASSES))
+
+    def share(self, nbytes: int, seconds: Sequence[float]) -> float:
+        """The median share of the bandwidth with which repetitions read so many bytes each."""
+        around = [(a + b) / 2 for a, b in pairwise(self.bandwidths)]
+        return statistics.median(nbytes / s / b for s, b in zip(seconds, around, strict=True))
 
 
 def _prompt(engine: Engine, text: npt.NDArray[np.int32]) -> Callable[[], object]:
@@ -212,19 +237,27 @@ def _decoding(engine: Engine, text: npt.NDArray[np.int32]) -> Callable[[], objec
 
 
 def _timed(
-    engine: Engine, work: Callable[[], object], repetitions: int, meter: EnergyMeter, progress: Progress
+    engine: Engine,
+    work: Callable[[], object],
+    repetitions: int,
+    meter: EnergyMeter,
+    progress: Progress,
+    between: Callable[[], object] = lambda: None,
 ) -> _Timed:
+    """Time it, `between` before and after each repetition that counts."""
     seconds: list[float] = []
-    before: tuple[int, ...] = ()
+    joules = 0.0
     for repetition in range(repetitions + 1):
         engine.truncate(0, 0)
-        if repetition == 1:
-            before = meter.read()
+        before = meter.read()
         started = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - started)
         progress.advance(1, "")
-    return _Timed(seconds[0], seconds[1:], meter.joules_since(before) if meter.counters else None)
+        if repetition:
+            joules += meter.joules_since(before)
+        between()
+    return _Timed(seconds[0], seconds[1:], joules if meter.counters else None)
 
 
 def _per_token(joules: float | None, tokens: int) -> float | None:
