@@ -16,8 +16,9 @@ from fewbits.engine.engine import open_engine
 from serving_model import ServedModel
 
 PROMPT, GENERATED = 96, 48
-# Between two processes on a machine that others use, too.
-FACTOR = 4.0
+# Between two processes on a machine that others use, too; a repetition takes milliseconds, so that being interrupted
+# can make most of them slow. Figures that come from nowhere would be wrong every time.
+FACTOR, ATTEMPTS = 4.0, 5
 
 
 def bench(path: Any, *options: str) -> dict[str, Any]:
@@ -48,14 +49,21 @@ def timed(path: Any) -> tuple[float, float]:
 
 def test_the_figures_are_those_of_a_run_that_is_timed_from_outside(served: ServedModel) -> None:
     options = ("--prompt", str(PROMPT), "--generate", str(GENERATED), "--repetitions", "3")
-    started = time.perf_counter()
-    told = bench(served.path, *options)
-    elapsed = time.perf_counter() - started
-    prefill, decode = timed(served.path)
+    ratios = []
+    for _ in range(ATTEMPTS):
+        started = time.perf_counter()
+        told = bench(served.path, *options)
+        elapsed = time.perf_counter() - started
+        prefill, decode = timed(served.path)
+        ratios.append(
+            (told["prefill_tokens_per_second"] / prefill, told["decode_tokens_per_second"] / decode)
+        )
+        if all(1 / FACTOR < ratio < FACTOR for ratio in ratios[-1]):
+            break
+    else:
+        pytest.fail(f"told over timed here, prefill and decoding: {ratios}")
 
     assert (told["prompt_tokens"], told["generated_tokens"]) == (PROMPT, GENERATED)
-    assert 1 / FACTOR < told["prefill_tokens_per_second"] / prefill < FACTOR
-    assert 1 / FACTOR < told["decode_tokens_per_second"] / decode < FACTOR
     # All repetitions happened within the process's life.
     spent = 3 * (PROMPT / told["prefill_tokens_per_second"] + GENERATED / told["decode_tokens_per_second"])
     assert spent < elapsed

@@ -7,7 +7,8 @@ import pytest
 import fewbits
 from fewbits.errors import FewbitsError, PlanError
 from fewbits.export.registry import get_exporter
-from fewbits.planning.for_hardware import for_hardware, nearest
+from fewbits.planning.asked_format import nearest
+from fewbits.planning.for_hardware import for_hardware
 from fewbits.targets.registry import target_of
 
 TO = {"to": "compressed-tensors"}
@@ -113,3 +114,16 @@ def test_a_converters_directory_is_restricted_as_its_container():
 def test_the_nearest_format_has_about_the_bits_and_then_the_error():
     assert nearest("INT4_G64", ("INT8_G64_SYM", "INT4_G64_SYM", "INT4_G32_SYM")) == "INT4_G64_SYM"
     assert nearest("FP8_E4M3_CHANNEL", ("INT8_CHANNEL_SYM", "MXFP4_PACKED")) == "INT8_CHANNEL_SYM"
+
+
+@pytest.mark.parametrize(
+    ("hardware", "said"),
+    [
+        ("h200", r"no such hardware: found 'h200'; .*Use hopper \(NVIDIA GPUs"),
+        ("RTX4090", r"no such hardware: found 'RTX4090'; .*Use ada \("),
+        ("abacus", r"no such hardware: found 'abacus'; allowed: turing, .*aws-neuron\. See: fewbits targets"),
+    ],
+)
+def test_names_of_products_lead_to_the_kind_of_hardware(tiny_llama, hardware, said):
+    with pytest.raises(PlanError, match=said):
+        fewbits.plan(tiny_llama, **TO, hardware=hardware)

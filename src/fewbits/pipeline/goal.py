@@ -11,6 +11,7 @@ from fewbits.checkpoint.dtypes import PLAIN
 from fewbits.errors import PlanError
 from fewbits.export.exporter import Exporter, OutputTensor
 from fewbits.planning.allocation import allocate, check_choices, exact_choice, refuse_fallbacks, uniform
+from fewbits.planning.asked_format import require_held
 from fewbits.planning.byte_size import parse_bytes
 from fewbits.planning.pins import parse_pins, pinned_formats
 from fewbits.planning.plan import TensorChoice, read_plan
@@ -107,8 +108,15 @@ def pinned_tensors(tensors: Sequence[OutputTensor], goal: Goal) -> dict[str, str
 def pinned_choices(
     tensors: Sequence[OutputTensor], exporter: Exporter, goal: Goal
 ) -> dict[str, TensorChoice]:
-    """The choices that the goal's pins make; raises as `pinned_tensors`."""
-    return {n: exact_choice(f, exporter) for n, f in pinned_tensors(tensors, goal).items()}
+    """The choices that the goal's pins make.
+
+    Raises:
+        PlanError, FormatError: as `pinned_tensors`, or a format that the container can't hold.
+    """
+    pinned = pinned_tensors(tensors, goal)
+    for name in dict.fromkeys(pinned.values()):
+        require_held(name, exporter)
+    return {n: exact_choice(f, exporter) for n, f in pinned.items()}
 
 
 def pinned_uniform(
@@ -117,8 +125,11 @@ def pinned_uniform(
     """The goal's format, or the default, for all but what is pinned.
 
     Raises:
-        FormatError: the goal's format doesn't divide the rows, in a container without fallbacks.
+        FormatError: the goal's format isn't one of the container's, or doesn't divide the rows where there are no
+            fallbacks.
     """
+    if goal.format is not None:
+        require_held(goal.format, exporter)
     pinned = pinned_choices(tensors, exporter, goal)
     others = [t for t in tensors if t.name not in pinned]
     choices = uniform(others, exporter, goal.format or exporter.default_format)

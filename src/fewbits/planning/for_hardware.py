@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from fewbits.errors import PlanError
 from fewbits.export.exporter import Exporter, OutputTensor
 from fewbits.formats import get_format
-from fewbits.planning.allocation import gaussian_error
+from fewbits.planning.asked_format import nearest
+from fewbits.targets.hardware import HARDWARE
 from fewbits.targets.registry import containers_on, target_of
 from fewbits.targets.target import Kernel, Target
 
@@ -33,6 +35,12 @@ def for_hardware(exporter: Exporter, container: str, hardware: str, asked: str |
     """
     target = target_of(container)
     name = hardware.lower()
+    if name not in HARDWARE:
+        kinds = [f"{h.name} ({h.title})" for h in HARDWARE.values() if name in _words(h.title)]
+        raise PlanError(
+            "no such hardware", found=repr(hardware), allowed=", ".join(HARDWARE),
+            action=f"Use {' or '.join(kinds)}" if kinds else "See: fewbits targets",
+        )  # fmt: skip
     if name not in target.hardware:
         others = containers_on(name)
         raise PlanError(
@@ -56,10 +64,10 @@ def for_hardware(exporter: Exporter, container: str, hardware: str, asked: str |
     return restricted
 
 
-def nearest(wanted: str, formats: Sequence[str]) -> str:
-    """The one of some formats that is the most like another: in bits, then in error."""
-    bits, error = get_format(wanted).bits, gaussian_error(wanted)
-    return min(formats, key=lambda f: (abs(get_format(f).bits - bits), abs(gaussian_error(f) - error), f))
+def _words(title: str) -> list[str]:
+    """The words of a title in lower case, those of two as they are typed in one."""
+    words = title.lower().replace(",", "").split()
+    return [*words, *(a + b for a, b in pairwise(words))]
 
 
 def hardware_notes(
