@@ -19,8 +19,9 @@ PACKED = "pack-quantized"
 # A tensor's rows and columns, int64 [2], which pack-quantized stores beside the format's own parts.
 SHAPE_PART = "weight_shape"
 
-# Of E4M3 and E2M1, by bits.
-_MANTISSA = {8: 3, 4: 1}
+# Of E4M3 and E2M1, by bits: those of the mantissa, and the smallest step as a share of the largest number, where it
+# counts: one outlier of a block takes E2M1's other numbers to zero.
+_FLOATS = {8: (3, 0.0), 4: (1, 0.5 / 6)}
 # One number each, for all inputs of a map: what they are divided by, or what scales of groups are multiplied with.
 INPUT_SCALE, INPUT_GLOBAL_SCALE = "input_scale", "input_global_scale"
 # 8-bit activations: each token, or 128 numbers of it, with a scale of its own, chosen when it is seen, or one scale for
@@ -67,7 +68,8 @@ class Scheme:
         block = self.inputs["group_size"] or TOKEN
         if self.inputs["type"] == "int":
             return integer_grid(self.inputs["num_bits"], block)
-        return float_grid(_MANTISSA[self.inputs["num_bits"]], block)
+        mantissa, least_step = _FLOATS[self.inputs["num_bits"]]
+        return float_grid(mantissa, block, least_step)
 
     @property
     def input_part(self) -> str:

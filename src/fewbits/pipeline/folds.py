@@ -156,14 +156,15 @@ def _floating(tensor: OutputTensor) -> bool:
 
 
 def scales_of_its_own(format_name: str, exporter: Exporter) -> bool:
-    """Whether channels are rescaled for this format alone: where a scale is for a row, or for a token's activations.
+    """Whether channels are rescaled for this format alone: where a scale is for a row, or inputs are rounded coarsely.
 
     All others are much alike, and have the scales of what the container mostly holds.
     """
     if format_name not in exporter.formats:
         return False
     grid = exporter.activation_grid(format_name)
-    return get_format(format_name).block == 0 or (grid is not None and grid.block == TOKEN)
+    coarse = grid is not None and (grid.block == TOKEN or grid.coarse)
+    return coarse or get_format(format_name).block == 0
 
 
 def scales_of(

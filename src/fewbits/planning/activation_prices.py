@@ -12,9 +12,10 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from fewbits.calibration.statistics import Statistics, mean_square_peaks, output_product, scaled_inputs
+from fewbits.algorithms.rounded_inputs import input_errors
+from fewbits.calibration.statistics import Statistics, output_product
 from fewbits.checkpoint.checkpoint import LazyTensor
-from fewbits.formats.activation_grid import TOKEN, ActivationGrid
+from fewbits.formats.activation_grid import ActivationGrid
 
 _ROWS = 4096
 _Doubles = npt.NDArray[np.float64]
@@ -40,20 +41,7 @@ def price_activations(
     if not wanted:
         return {}
     columns = column_losses(source, statistics)
-    return {grid: 0.5 * float(columns @ _error(statistics, grid, len(columns))) for grid in wanted}
-
-
-def _error(statistics: Statistics, grid: ActivationGrid, width: int) -> _Doubles:
-    """E[w_t error_tk²] of each input, float64 [K]."""
-    error = grid.share_of_own * statistics.importance().astype(np.float64)
-    size = width if grid.block == TOKEN else grid.block
-    if grid.share_of_peak and size and width % size == 0:
-        peaks = statistics.peaks.get(size)
-        if peaks is None and (inputs := scaled_inputs(statistics)) is not None:
-            peaks = mean_square_peaks(inputs, size)
-        if peaks is not None:
-            error += np.repeat(grid.share_of_peak * peaks.astype(np.float64), size)
-    return error
+    return {grid: 0.5 * float(columns @ input_errors(statistics, grid)) for grid in wanted}
 
 
 def column_losses(source: LazyTensor, statistics: Statistics) -> _Doubles:
