@@ -11,7 +11,14 @@ from fewbits.calibration.store import StatisticsStore
 from fewbits.checkpoint.source import open_checkpoint
 from fewbits.export.registry import get_exporter
 from fewbits.language_model.skeleton import build_skeleton
-from fewbits.pipeline.folds import folded, load_folds, placed_folds, save_folds, tensor_folds
+from fewbits.pipeline.folds import (
+    folded,
+    load_folds,
+    placed_folds,
+    save_folds,
+    scales_of_its_own,
+    tensor_folds,
+)
 
 # How many kinds of folds a block has: norms before attention and before the rest, values, up.
 KINDS = {"olmo2": 2, "olmo2-tied": 2, "olmo3": 2}
@@ -69,3 +76,22 @@ def test_any_scales_leave_the_model_as_it_was(kind, target, tmp_path):
     found = logits(reference, parameters)
     # Norms are kept in BF16 where the model is; the factors undo just what that leaves.
     assert float((found - expected).abs().max()) < 2e-4 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("container", "name", "alone"),
+    [
+        ("compressed-tensors", "NVFP4_A4", True),
+        ("compressed-tensors", "MXFP4_PACKED_A4", True),
+        ("compressed-tensors", "INT8_CHANNEL_SYM", True),
+        ("compressed-tensors", "INT4_G64_SYM_A8", True),
+        ("compressed-tensors", "NVFP4", False),
+        ("compressed-tensors", "INT4_G64_SYM", False),
+        ("gguf", "Q4_0", False),
+        ("gguf", "NVFP4_A4", False),
+    ],
+)
+def test_scales_are_for_a_format_alone_where_rows_or_coarse_inputs_make_it_unlike_others(
+    container, name, alone
+):
+    assert scales_of_its_own(name, get_exporter(container)) == alone
