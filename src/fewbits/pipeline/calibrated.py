@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 
 from fewbits.algorithms.registry import get_algorithm
-from fewbits.algorithms.rounded_inputs import for_rounded_inputs
 from fewbits.calibration.statistics import Statistics
 from fewbits.calibration.store import StatisticsStore
 from fewbits.calibration.text import CalibrationTokens
@@ -163,9 +162,6 @@ def _run(task: _Task) -> tuple[PartBytes, bool]:
         raise not_finite(tensor)
     statistics = statistics_of(task.material, task.tensor, task.segment, task.start, task.stop)
     fmt = get_format(task.choice.format).prepare(whole_rows(tensor, known))
-    grid = get_exporter(task.material.target).activation_grid(task.choice.format)
-    if grid is not None and grid.coarse:
-        weight, statistics = for_rounded_inputs(weight, statistics, grid)
     name = task.choice.algorithm
     chosen = get_algorithm(name).quantize_checked(weight, fmt, statistics, task.effort)
     return part_bytes(chosen.qtensor.pack()), chosen.algorithm == name

@@ -12,10 +12,9 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from fewbits.algorithms.rounded_inputs import input_errors
-from fewbits.calibration.statistics import Statistics, output_product
+from fewbits.calibration.statistics import Statistics, mean_square_peaks, output_product, scaled_inputs
 from fewbits.checkpoint.checkpoint import LazyTensor
-from fewbits.formats.activation_grid import ActivationGrid
+from fewbits.formats.activation_grid import TOKEN, ActivationGrid
 
 _ROWS = 4096
 _Doubles = npt.NDArray[np.float64]
@@ -42,6 +41,21 @@ def price_activations(
         return {}
     columns = column_losses(source, statistics)
     return {grid: 0.5 * float(columns @ input_errors(statistics, grid)) for grid in wanted}
+
+
+def input_errors(statistics: Statistics, grid: ActivationGrid) -> _Doubles:
+    """E[w_t error_tk²] of each input that is rounded to a grid, float64 [K]."""
+    squares = statistics.importance().astype(np.float64)
+    error = grid.share_of_own * squares
+    width = len(squares)
+    size = width if grid.block == TOKEN else grid.block
+    if grid.share_of_peak and size and width % size == 0:
+        peaks = statistics.peaks.get(size)
+        if peaks is None and (inputs := scaled_inputs(statistics)) is not None:
+            peaks = mean_square_peaks(inputs, size)
+        if peaks is not None:
+            error += np.repeat(grid.share_of_peak * peaks.astype(np.float64), size)
+    return error
 
 
 def column_losses(source: LazyTensor, statistics: Statistics) -> _Doubles:
