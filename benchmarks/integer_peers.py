@@ -34,6 +34,7 @@ from fewbits.calibration.text import calibration_tokens
 from fewbits.checkpoint.source import open_checkpoint
 from fewbits.evaluation.quality import join, position_statistics, quality
 from integer_packed import dequantized, is_packed, quantization_config
+from kept_results import kept_results
 from llama_cpp import processor
 from process_tree import Run, run_measured
 from quality import RESULTS as QUALITY_RESULTS
@@ -67,9 +68,7 @@ def main() -> None:
         "context": CONTEXT,
         "group": GROUP,
     }
-    before = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
-    same = {key: before.get(key) for key in settings} == settings
-    results = {**settings, "rows": before["rows"] if same else []}
+    results = kept_results(arguments.results, settings)
     for bits, method, version, make in jobs(arguments):
         key = (bits, method, version)
         if not arguments.measure and key in [(r["bits"], r["method"], r["version"]) for r in results["rows"]]:

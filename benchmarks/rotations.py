@@ -20,6 +20,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from torch import Tensor
 
 import fewbits
 from integer_peers import CHUNKS, CONTEXT, SHOWN, common_arguments
+from kept_results import kept_results
 from process_tree import run_measured
 from quality import RESULTS as QUALITY_RESULTS
 from quality import fewbits_code, file_sha256, folder_sha256
@@ -54,9 +56,7 @@ def main() -> None:
         "context": CONTEXT,
         "width": arguments.width,
     }
-    before = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
-    same = {key: before.get(key) for key in settings} == settings
-    results = {**settings, "rows": before["rows"] if same else []}
+    results = kept_results(arguments.results, settings)
     rotated = arguments.work / f"rotated-{arguments.width}"
     write_rotated(arguments.reference, rotated, arguments.width)
     sources = {False: arguments.reference, True: rotated}
@@ -75,13 +75,11 @@ def main() -> None:
 
 def jobs(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """What decides a row: format, effort, whether rotated, whether channels are rescaled, and by which fewbits."""
-    code = f"{fewbits_code()['version']} (sources {fewbits_code()['sources'][:12]})"
-    for effort in arguments.effort or ["balanced"]:
-        for name in arguments.formats:
-            for rotated in (False, True):
-                for fold in (True, False):
-                    key = {"format": name, "effort": effort, "rotated": rotated, "rescaled": fold}
-                    yield {**key, "fewbits": code}
+    code = fewbits_code()
+    version = f"{code['version']} (sources {code['sources'][:12]})"
+    efforts = arguments.effort or ["balanced"]
+    for effort, name, rotated, fold in product(efforts, arguments.formats, (False, True), (True, False)):
+        yield {"format": name, "effort": effort, "rotated": rotated, "rescaled": fold, "fewbits": version}
 
 
 def write_rotated(source: Path, folder: Path, width: int) -> None:

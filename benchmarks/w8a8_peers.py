@@ -30,6 +30,7 @@ import fewbits
 from fewbits.calibration.text import calibration_tokens
 from fewbits.checkpoint.source import open_checkpoint
 from integer_peers import BLOCK_TOKENS, CHUNKS, CONTEXT, SHOWN, common_arguments, package_version
+from kept_results import kept_results
 from llama_cpp import processor
 from process_tree import Run, run_measured
 from quality import RESULTS as QUALITY_RESULTS
@@ -55,9 +56,7 @@ def main() -> None:
         "chunks": CHUNKS,
         "context": CONTEXT,
     }
-    before = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
-    same = {key: before.get(key) for key in settings} == settings
-    results = {**settings, "rows": before["rows"] if same else []}
+    results = kept_results(arguments.results, settings)
     for method, version, make in jobs(arguments):
         if (method, version) in [(r["method"], r["version"]) for r in results["rows"]]:
             continue

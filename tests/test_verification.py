@@ -106,6 +106,14 @@ def _runtime(tmp_path, monkeypatch):
     registry.requirements_of.cache_clear()
 
 
+def converted(tiny_llama, sample_text, tmp_path):
+    """The model in the test's container, and the tokens that `SMALL` verifies it on."""
+    folder = tmp_path / "out"
+    fewbits.quantize(tiny_llama, folder, to="npy")
+    text = sample_text.read_text(encoding="utf-8")
+    return folder, open_tokenizer(open_checkpoint(tiny_llama)).encode(text, markup=False)[:40]
+
+
 def our_logits(path, tiny_llama, ids, kv_cache=None):
     if path is None:
         return _logits(load_language_model(open_checkpoint(tiny_llama), "float"), ids)
@@ -118,10 +126,7 @@ def our_logits(path, tiny_llama, ids, kv_cache=None):
 
 @pytest.mark.usefixtures("_runtime")
 def test_a_converted_folder_and_a_runtime_that_is_wrong(tiny_llama, sample_text, tmp_path):
-    folder = tmp_path / "out"
-    fewbits.quantize(tiny_llama, folder, to="npy")
-    text = sample_text.read_text(encoding="utf-8")
-    ids = open_tokenizer(open_checkpoint(tiny_llama)).encode(text, markup=False)[:40]
+    folder, ids = converted(tiny_llama, sample_text, tmp_path)
     ours, original = our_logits(folder, tiny_llama, ids), our_logits(None, tiny_llama, ids)
     noise = np.random.default_rng(0).standard_normal(ours.shape).astype(np.float32)
 
@@ -152,10 +157,7 @@ def test_a_converted_folder_and_a_runtime_that_is_wrong(tiny_llama, sample_text,
 def test_what_rounded_inputs_cost_is_allowed_for_where_the_runtime_rounds_them(
     tiny_llama, sample_text, tmp_path, monkeypatch
 ):
-    folder = tmp_path / "out"
-    fewbits.quantize(tiny_llama, folder, to="npy")
-    text = sample_text.read_text(encoding="utf-8")
-    ids = open_tokenizer(open_checkpoint(tiny_llama)).encode(text, markup=False)[:40]
+    folder, ids = converted(tiny_llama, sample_text, tmp_path)
     exact = our_logits(folder, tiny_llama, ids)
     monkeypatch.setitem(TOKEN_ROUNDING, "INT4_G64_SYM", TokenRounding(127.0))
     np.save(folder / "wrong.npy", our_logits(folder, tiny_llama, ids))
@@ -176,10 +178,7 @@ def test_what_rounded_inputs_cost_is_allowed_for_where_the_runtime_rounds_them(
 
 @pytest.mark.usefixtures("_runtime")
 def test_a_driver_that_names_a_cache_is_compared_with_that_cache(tiny_llama, sample_text, tmp_path):
-    folder = tmp_path / "out"
-    fewbits.quantize(tiny_llama, folder, to="npy")
-    text = sample_text.read_text(encoding="utf-8")
-    ids = open_tokenizer(open_checkpoint(tiny_llama)).encode(text, markup=False)[:40]
+    folder, ids = converted(tiny_llama, sample_text, tmp_path)
     np.save(folder / "wrong.npy", our_logits(folder, tiny_llama, ids, kv_cache="q4_0"))
 
     def verdict(kv_cache):

@@ -220,7 +220,7 @@ def test_rows_that_a_group_does_not_divide_get_a_smaller_one_or_are_refused(narr
 
 
 def test_a_format_of_another_container_is_refused(tiny_llama, tmp_path):
-    with pytest.raises(FormatError, match=r"compressed-tensors can't hold.*Q4_K.*Use .*, or --to gguf"):
+    with pytest.raises(PlanError, match=r"compressed-tensors can't hold.*Q4_K.*Use .*, or --to gguf"):
         fewbits.quantize(tiny_llama, tmp_path / "out", to="compressed-tensors", format="Q4_K")
 
 

@@ -15,6 +15,7 @@ from fewbits.errors import (
     FormatError,
     MissingExtraError,
     OutputError,
+    PlanError,
     ResumeError,
     VerificationError,
 )
@@ -65,7 +66,7 @@ def test_a_budget_and_a_plan_like_an_artifacts(tiny_llama, tmp_path):
 
     make(tiny_llama, tmp_path / "again", like=tmp_path / "out")
     assert files(tmp_path / "again") == files(tmp_path / "out")
-    with pytest.raises(FormatError, match="INT3_G64"):
+    with pytest.raises(PlanError, match="INT3_G64"):
         make(tiny_llama, tmp_path / "no", format="INT3_G64")
 
 

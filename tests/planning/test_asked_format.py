@@ -3,9 +3,10 @@
 import pytest
 
 import fewbits
-from fewbits.errors import FormatError
+from fewbits.errors import FewbitsError, FormatError, PlanError
 from fewbits.export.registry import get_exporter
 from fewbits.planning.asked_format import require_held
+from fewbits.planning.for_hardware import for_hardware
 
 
 @pytest.mark.parametrize(
@@ -28,12 +29,21 @@ def test_what_a_container_holds_is_taken_in_any_case(container, name):
     ],
 )
 def test_others_are_refused_with_the_nearest_and_where_they_belong(container, name, said):
-    with pytest.raises(FormatError, match=said):
+    with pytest.raises(FewbitsError, match=said) as refused:
         require_held(name, get_exporter(container))
+    assert refused.type is (FormatError if "no such" in said else PlanError)
+
+
+def test_with_hardware_only_what_it_computes_is_advised():
+    ampere = for_hardware(get_exporter("compressed-tensors"), "compressed-tensors", "ampere")
+    with pytest.raises(
+        PlanError, match=r"ampere doesn't compute.*INT3_G64.*, the nearest that works; fewbits targets"
+    ):
+        require_held("INT3_G64", ampere)
 
 
 @pytest.mark.parametrize("asked", [{"format": "NF4"}, {"pins": ["*down_proj*=NF4"]}])
 def test_formats_and_pins_are_refused_before_anything_is_written(tiny_llama, tmp_path, asked):
-    with pytest.raises(FormatError, match="gptq can't hold this format: found NF4"):
+    with pytest.raises(PlanError, match="gptq can't hold this format: found NF4"):
         fewbits.quantize(tiny_llama, tmp_path / "out", to="gptq", **asked)
     assert not list(tmp_path.iterdir())

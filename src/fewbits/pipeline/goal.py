@@ -125,11 +125,11 @@ def pinned_uniform(
     """The goal's format, or the default, for all but what is pinned.
 
     Raises:
-        FormatError: the goal's format isn't one of the container's, or doesn't divide the rows where there are no
-            fallbacks.
+        PlanError: the goal's format isn't one of the container's.
+        FormatError: there is no such format, or it doesn't divide the rows where there are no fallbacks.
     """
     if goal.format is not None:
-        require_held(goal.format, exporter)
+        require_held(goal.format, exporter, "--format ")
     pinned = pinned_choices(tensors, exporter, goal)
     others = [t for t in tensors if t.name not in pinned]
     choices = uniform(others, exporter, goal.format or exporter.default_format)

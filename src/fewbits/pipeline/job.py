@@ -231,7 +231,7 @@ def prepare(source: str | Path, goal: Goal, settings: Settings, progress: Progre
     described = goal.describe(exporter.default_format)
     if settings.hardware is not None:
         container = settings.to.lower().removesuffix(DIRECTORY_SUFFIX)
-        exporter = for_hardware(exporter, container, settings.hardware, goal.format)
+        exporter = for_hardware(exporter, container, settings.hardware)
         described = f"{goal.describe(exporter.default_format)} --hardware {exporter.hardware}"
     if settings.kv_cache is not None:
         check_kv_cache(exporter, settings.kv_cache)

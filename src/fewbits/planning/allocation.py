@@ -241,11 +241,8 @@ def check_choices(
             continue
         plain = choice.format in exporter.plain_formats
         if not plain and get_format(choice.format).name not in exporter.formats:
-            where = (
-                f"{exporter.hardware} doesn't compute" if exporter.hardware else f"{exporter.name} can't hold"
-            )
             raise PlanError(
-                f"{where} {tensor.name} as the plan says", found=choice.format,
+                f"{refusing(exporter)} {tensor.name} as the plan says", found=choice.format,
                 allowed=", ".join((*exporter.formats, *exporter.plain_formats)),
             )  # fmt: skip
         if not plain and not tensor.quantizable:
@@ -265,6 +262,11 @@ def check_choices(
         )
     _check_tied(checked, exporter.tied(tensors))
     return checked
+
+
+def refusing(exporter: Exporter) -> str:
+    """Who doesn't take a format, for messages: the hardware where there is one, else the container."""
+    return f"{exporter.hardware} doesn't compute" if exporter.hardware else f"{exporter.name} can't hold"
 
 
 def _check_tied(choices: Mapping[str, TensorChoice], tied: Sequence[Sequence[str]]) -> None:

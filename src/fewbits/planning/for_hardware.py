@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 
 from fewbits.errors import PlanError
 from fewbits.export.exporter import Exporter, OutputTensor
-from fewbits.formats import get_format
 from fewbits.planning.asked_format import nearest
 from fewbits.targets.hardware import HARDWARE
 from fewbits.targets.registry import containers_on, target_of
@@ -21,22 +19,23 @@ from fewbits.targets.target import Kernel, Target
 _NAMED = 2
 
 
-def for_hardware(exporter: Exporter, container: str, hardware: str, asked: str | None = None) -> Exporter:
+def for_hardware(exporter: Exporter, container: str, hardware: str) -> Exporter:
     """A copy of an exporter that holds what this hardware computes.
 
     Args:
         exporter: of a container.
         container: what ``--to`` calls it.
         hardware: one of `HARDWARE`'s names.
-        asked: the format that is wanted for all layers, if one is.
 
     Raises:
-        PlanError: the hardware isn't known or runs nothing of the container, or not the format that was asked for.
+        PlanError: the hardware isn't known or runs nothing of the container.
     """
     target = target_of(container)
     name = hardware.lower()
     if name not in HARDWARE:
-        kinds = [f"{h.name} ({h.title})" for h in HARDWARE.values() if name in _words(h.title)]
+        kinds = [
+            f"{h.name} ({h.title})" for h in HARDWARE.values() if name in h.title.lower().replace(" ", "")
+        ]
         raise PlanError(
             "no such hardware", found=repr(hardware), allowed=", ".join(HARDWARE),
             action=f"Use {' or '.join(kinds)}" if kinds else "See: fewbits targets",
@@ -49,12 +48,6 @@ def for_hardware(exporter: Exporter, container: str, hardware: str, asked: str |
             action=f"Use --to {' or '.join(others)}" if others else "See: fewbits targets",
         )  # fmt: skip
     formats = tuple(f for f in exporter.formats if target.computes(f, name))
-    if asked is not None and (wanted := get_format(asked).name) in exporter.formats and wanted not in formats:
-        near = nearest(wanted, formats)
-        raise PlanError(
-            f"{name} doesn't compute this format of {container}", found=wanted, allowed=", ".join(formats),
-            action=f"Use --format {near}, the nearest that works; fewbits targets says what runs where",
-        )  # fmt: skip
     restricted = copy.copy(exporter)
     restricted.formats = formats
     restricted.planned = tuple(f for f in exporter.candidates if f in formats) or formats
@@ -62,12 +55,6 @@ def for_hardware(exporter: Exporter, container: str, hardware: str, asked: str |
         restricted.default_format = nearest(exporter.default_format, restricted.planned)
     restricted.hardware = name
     return restricted
-
-
-def _words(title: str) -> list[str]:
-    """The words of a title in lower case, those of two as they are typed in one."""
-    words = title.lower().replace(",", "").split()
-    return [*words, *(a + b for a, b in pairwise(words))]
 
 
 def hardware_notes(
