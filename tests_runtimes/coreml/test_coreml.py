@@ -1,16 +1,10 @@
 """Core ML packages in coremltools on Linux, which reads and decompresses them but has no engine to run them.
 
 What runs is the torch program that coremltools converted. The conversion runs here, since only this environment has the
-library: it needs fewbits on the path, from this checkout.
+library; run.py puts this checkout's fewbits on the path.
 """
 
-import sys
-from pathlib import Path
-
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
-
 from coremltools.models import MLModel
 from coremltools.models.utils import load_spec
 

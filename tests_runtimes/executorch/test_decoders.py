@@ -12,20 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
-import fewbits  # noqa: E402
-import tiny_models  # noqa: E402
-from fewbits.checkpoint.source import open_checkpoint  # noqa: E402
-from fewbits.evaluation.activations import TOKEN_ROUNDING  # noqa: E402
-from fewbits.evaluation.language_model import load_language_model  # noqa: E402
-from fewbits.export.executorch.converter import ExecutorchConverter  # noqa: E402
-from fewbits.export.executorch.decoder import build_decoder  # noqa: E402
-from fewbits.export.executorch.layers import QuantizedLinear  # noqa: E402
-from fewbits.export.executorch.program import lower  # noqa: E402
-from fewbits.formats import get_format  # noqa: E402
-from fewbits.formats.format import QTensor  # noqa: E402
+import fewbits
+import tiny_models
+from fewbits.checkpoint.source import open_checkpoint
+from fewbits.evaluation.activations import TOKEN_ROUNDING
+from fewbits.evaluation.language_model import load_language_model
+from fewbits.export.executorch.converter import ExecutorchConverter
+from fewbits.export.executorch.decoder import build_decoder
+from fewbits.export.executorch.layers import QuantizedLinear
+from fewbits.export.executorch.program import lower
+from fewbits.formats import get_format
+from fewbits.formats.format import QTensor
 
 NAMES = ["llama-llama3-rope", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma3_text", "smollm3"]
 

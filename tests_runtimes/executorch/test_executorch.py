@@ -1,22 +1,17 @@
 """Programs for ExecuTorch in its own runtime for Python, with XNNPACK on this machine's CPU.
 
-The conversion runs here too: only this environment has the library. It needs fewbits on the path, from this checkout.
+The conversion runs here too: only this environment has the library. run.py puts this checkout's fewbits on the path.
 """
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 
-SOURCES = Path(__file__).parents[2] / "src"
-sys.path.insert(0, str(SOURCES))
-
-from fewbits.checkpoint.packed import PackedTensor  # noqa: E402
-from fewbits.checkpoint.source import open_checkpoint  # noqa: E402
-from fewbits.evaluation.language_model import load_language_model  # noqa: E402
-from fewbits.export.executorch.converter import ExecutorchConverter  # noqa: E402
-from fewbits.export.executorch.read_program import read_program  # noqa: E402
+from fewbits.checkpoint.packed import PackedTensor
+from fewbits.checkpoint.source import open_checkpoint
+from fewbits.evaluation.language_model import load_language_model
+from fewbits.export.executorch.converter import ExecutorchConverter
+from fewbits.export.executorch.read_program import read_program
 
 CONVERTER = ExecutorchConverter()
 ALONE = 16

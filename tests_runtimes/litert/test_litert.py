@@ -1,24 +1,18 @@
 """LiteRT models in ai-edge-litert's interpreter, with XNNPACK on this machine's CPU.
 
-The conversion runs here, since only this environment has the library: it needs fewbits on the path, from this checkout.
+The conversion runs here, since only this environment has the library; run.py puts this checkout's fewbits on the path.
 """
 
-import sys
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
+from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
-SOURCES = Path(__file__).parents[2] / "src"
-sys.path.insert(0, str(SOURCES))
-
-from ai_edge_quantizer.utils import tfl_flatbuffer_utils  # noqa: E402
-
-from fewbits.checkpoint.packed import PackedTensor  # noqa: E402
-from fewbits.checkpoint.source import open_checkpoint  # noqa: E402
-from fewbits.export.litert.converter import MODEL, LitertConverter  # noqa: E402
-from fewbits.language_model.transformers_model import model_of  # noqa: E402
+from fewbits.checkpoint.packed import PackedTensor
+from fewbits.checkpoint.source import open_checkpoint
+from fewbits.export.litert.converter import MODEL, LitertConverter
+from fewbits.language_model.transformers_model import model_of
 
 CONVERTER = LitertConverter()
 

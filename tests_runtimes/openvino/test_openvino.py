@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import openvino
 
-SOURCES = Path(__file__).parents[2] / "src"
-sys.path[:0] = [str(SOURCES), str(SOURCES / "fewbits" / "runtimes")]
-import openvino_driver  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[2] / "src" / "fewbits" / "runtimes"))
+import openvino_driver
 
-from fewbits.checkpoint.source import open_checkpoint  # noqa: E402
-from fewbits.evaluation.language_model import load_language_model  # noqa: E402
+from fewbits.checkpoint.source import open_checkpoint
+from fewbits.evaluation.language_model import load_language_model
 
 GENERATED, ALONE = 4, 16
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 from cases import ROWS, Case
-from environments import SOURCES, with_sources
+from environments import NATIVE, SOURCES, with_sources
 
 import fewbits
 from fewbits.checkpoint.content_hash import file_digest
@@ -104,13 +104,8 @@ def code_digest() -> str:
     digest = hashlib.sha256()
     tests = SOURCES.parent / "tests"
     others = [tests / name for name in ("conftest.py", "tiny_models.py", "model_files.py")]
-    package = [
-        path
-        for pattern in ("*.py", "*.so")
-        for path in SOURCES.rglob(pattern)
-        if not _WITHOUT & {*path.relative_to(SOURCES).parts}
-    ]
-    for path in sorted([*package, *others]):
+    package = [p for p in SOURCES.rglob("*.py") if not _WITHOUT & {*p.relative_to(SOURCES).parts}]
+    for path in [*sorted([*package, *others]), NATIVE]:
         digest.update(file_digest(path).encode())
     return digest.hexdigest()
 

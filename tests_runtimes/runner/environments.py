@@ -7,11 +7,17 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
 from cases import ROWS, row_names
 
+from fewbits import _native
+
 SOURCES = ROWS.parent / "src"
+NATIVE = Path(_native.__file__)
+_links = tempfile.TemporaryDirectory(prefix="fewbits-sources-")
 # Packages pull builds of these for CUDA, which can't be imported beside PyTorch for CPUs; language models need none.
 _BROKEN = ("torchvision", "torchaudio", "torchcodec")
 _VERSIONS = """
@@ -58,7 +64,20 @@ def installed_versions(row: str, python: Path) -> dict[str, str]:
 
 def with_sources() -> dict[str, str]:
     """Environment variables for a Python that is to import this checkout's fewbits."""
-    return {**os.environ, "PYTHONPATH": str(SOURCES)}
+    return {**os.environ, "PYTHONPATH": str(_importable())}
+
+
+@cache
+def _importable() -> Path:
+    """Folder to import it from: an editable installation keeps the compiled module elsewhere, so links to both."""
+    package = SOURCES / "fewbits"
+    if NATIVE.parent == package:
+        return SOURCES
+    linked = Path(_links.name) / "fewbits"
+    linked.mkdir()
+    for path in (*package.glob("[!_]*"), package / "__init__.py", package / "__main__.py", NATIVE):
+        (linked / path.name).symlink_to(path)
+    return linked.parent
 
 
 def _requirements(row: str) -> str:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -27,7 +26,7 @@ from xml.etree import ElementTree
 
 from artifacts import code_digest, make_row
 from cases import ROWS, read_cases, row_names
-from environments import SOURCES, environment, installed_versions
+from environments import SOURCES, environment, installed_versions, with_sources
 
 ROOT = ROWS.parent
 RESULTS = ROOT / "benchmarks" / "results" / "runtimes.json"
@@ -44,8 +43,13 @@ def main() -> int:
     given = dict(pair.split("=", 1) for pair in options.environment)
     failed = []
     for row in options.rows or row_names():
-        python = environment(row, options.kept, given.get(row))
-        found = run_row(row, python, options.kept / "artifacts", options.results)
+        try:
+            python = environment(row, options.kept, given.get(row))
+            found = run_row(row, python, options.kept / "artifacts", options.results)
+        except subprocess.CalledProcessError as error:  # it has said why
+            print(f"{row}: {Path(error.cmd[0]).name} ended with {error.returncode}", flush=True)
+            failed.append(row)
+            continue
         print(
             f"{row}: {found['passed']} of {found['tests']} tests passed, {found['skipped']} skipped",
             flush=True,
@@ -110,7 +114,7 @@ def run_tests(row: str, python: Path, work: Path) -> dict[str, int]:
     root = ["-c", ROWS / "pytest.ini", "--rootdir", ROOT]
     subprocess.run(
         [python, "-P", "-m", "pytest", "-q", "-s", *root, "--junitxml", report, ROWS / row],
-        env={**os.environ, "FEWBITS_ARTIFACTS": str(work), "PYTHONPATH": ""}, check=False,
+        env={**with_sources(), "FEWBITS_ARTIFACTS": str(work)}, check=False,
     )  # fmt: skip
     if not report.exists():
         return {"tests": 0, "passed": 0, "skipped": 0}
