@@ -1,7 +1,7 @@
 """Speed of the engine's matrix products: one thread, processor time, the best of several.
 
-    python benchmarks/kernels.py            measure, write benchmarks/results/kernels.json and docs/kernels.md
-    python benchmarks/kernels.py --render   write docs/kernels.md from the results there are
+    python benchmarks/kernel_speed.py            measure, write benchmarks/results/kernels.json and docs/kernels.md
+    python benchmarks/kernel_speed.py --render   write docs/kernels.md from the results there are
 
 Inputs are rounded to 8 bits in the time given. An operation is a product or a sum: 2 x rows x columns x inputs.
 """
@@ -52,7 +52,7 @@ SECONDS = 0.3
 
 INTRODUCTION = """\
 # Speed of the engine's matrix products
-Written by `python benchmarks/kernels.py` from what it measures (`--render` writes the page alone).
+Written by `python benchmarks/kernel_speed.py` from what it measures (`--render` writes the page alone).
 
 One thread, processor time, the best of several; inputs are rounded to 8 bits in that time. A matrix of 1024 x 1024
 lies in the second cache: GOPS are products and sums, 2 x rows x columns x inputs a call, in billions a second. A matrix
