@@ -4,8 +4,8 @@
 
 Clients ask without pause, through the openai package, for conversations, texts, several choices and JSON, whole and
 streamed; some leave in mid-stream, some send what must be refused. Answers to one prompt by one seed must be equal at
-every time, none may fail by the server's own count, and its memory must not grow after the first minute. In the end the
-server is told to stop while all clients wait for an answer, and must give it. Prints one JSON object.
+every time, none may fail by the server's own count, and its memory must not grow once clients have had some answers. In
+the end the server is told to stop while all clients wait for an answer, and must give it. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ SUBJECTS = ("rivers", "bread", "copper", "winter", "sailing ships", "the number 
 QUESTIONS = ("Tell me about {}.", "Tell me about {} in three sentences, please.", "Why would anyone like {}?")
 PROMPTS = tuple(question.format(subject) for question in QUESTIONS for subject in SUBJECTS)
 LONG = " ".join(PROMPTS)
-SETTLED = 60.0  # seconds: by then every slot has been full, and every kind of request seen
+# Seconds, and answers per client, by which every slot has been full and every kind of request seen.
+SETTLED, SETTLED_ANSWERS = 60.0, 5
 GROWTH = 1.05  # of memory since then, at most
 FORM = {
     "type": "object",
@@ -204,9 +205,12 @@ async def press(
             await client.ask()
 
     async def watch() -> None:
-        for moment in (min(SETTLED, seconds / 4), seconds):
-            await asyncio.sleep(max(0.0, start + moment - time.monotonic()))
-            memory.append(resident(process.pid))
+        await asyncio.sleep(min(SETTLED, seconds / 4))
+        while tally.counts["answered"] < SETTLED_ANSWERS * clients and time.monotonic() < start + seconds / 2:
+            await asyncio.sleep(1)
+        memory.append(resident(process.pid))
+        await asyncio.sleep(max(0.0, end - time.monotonic()))
+        memory.append(resident(process.pid))
         counted.update(await asyncio.to_thread(answers_counted, url))
         await asyncio.sleep(0.5)  # what was sent last is accepted by now; most of it is still to be answered
         process.send_signal(signal.SIGTERM)

@@ -16,9 +16,10 @@ namespace {
 constexpr int kTile = 4;    // 8 running dot products in 16 registers
 constexpr int kDirect = 4;
 #ifdef __AVXVNNI__
-constexpr bool kRaised = true, kSignedWide = false;
+constexpr bool kRaised = true, kSignedWide = false, kSpreads = false;
 #else
-constexpr bool kRaised = false, kSignedWide = true;  // products of raised codes would overflow 16 bits
+// Products of raised codes would overflow 16 bits, and those of signed ones take three instructions of 8 bits where two of 16 do.
+constexpr bool kRaised = false, kSignedWide = true, kSpreads = true;
 #endif
 
 struct Bytes {
@@ -142,6 +143,47 @@ inline void add(Chain& chain, const Factor& codes, const std::int8_t* quad) {
 inline Chain start(std::int32_t bias = 0) {
     const __m256i zero = _mm256_setzero_si256(), all = _mm256_set1_epi32(bias);
     return {zero, zero, all, all};
+}
+
+// The first and the last two columns of a quad of signed codes as 16 bits, of rows 0 … 7 and 8 … 15 each.
+inline void spread(Bytes codes, std::int16_t* to) {
+    constexpr char kNone = -1;  // Zero below each byte; shifted down, its sign fills what was above.
+    const __m128i first = _mm_setr_epi8(kNone, 0, kNone, 1, kNone, 4, kNone, 5, kNone, 8, kNone, 9, kNone, 12, kNone, 13);
+    const __m256i firsts = _mm256_broadcastsi128_si256(first), lasts = _mm256_or_si256(firsts, _mm256_set1_epi16(0x200));
+    const __m256i parts[] = {_mm256_shuffle_epi8(codes.a, firsts), _mm256_shuffle_epi8(codes.b, firsts),
+                             _mm256_shuffle_epi8(codes.a, lasts), _mm256_shuffle_epi8(codes.b, lasts)};
+    for (int i = 0; i < 4; ++i)
+        _mm256_store_si256(reinterpret_cast<__m256i*>(to + 16 * i), _mm256_srai_epi16(parts[i], 8));
+}
+// Quads of inputs likewise.
+inline void spread(const std::int8_t* quads, std::size_t count, std::int16_t* to) {
+    for (std::size_t i = 0; i < 4 * count; i += 16)
+        _mm256_store_si256(reinterpret_cast<__m256i*>(to + i),
+                           _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(quads + i))));
+}
+inline __m256i two(const std::int16_t* from) {
+    std::int32_t both;
+    std::memcpy(&both, from, sizeof both);
+    return _mm256_set1_epi32(both);
+}
+struct SpreadFactor {
+    __m256i first_a, first_b, last_a, last_b;
+};
+template <typename Spread>
+inline SpreadFactor spread_factor(Spread quad) {
+    return {load(quad.codes), load(quad.codes + 16), load(quad.codes + 32), load(quad.codes + 48)};
+}
+// A quad of codes times one of an input, both spread.
+inline void add(Chain& chain, const SpreadFactor& codes, const std::int16_t* quad) {
+    const __m256i first = two(quad), last = two(quad + 2);
+    const auto add = [](__m256i& sum, __m256i x, __m256i y) {
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(x, y));
+        asm("" : "+x"(sum));  // as above
+    };
+    add(chain.a, first, codes.first_a);
+    add(chain.b, first, codes.first_b);
+    add(chain.a, last, codes.last_a);
+    add(chain.b, last, codes.last_b);
 }
 
 #endif

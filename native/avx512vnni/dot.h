@@ -16,6 +16,7 @@ constexpr int kTile = 8;      // inputs side by side: 8 running dot products and
 constexpr int kDirect = 8;    // so many inputs at most have codes unpacked in registers
 constexpr bool kRaised = true;       // codes may have 8 bits without a sign, so offsets are 128 and taken off by a start value
 constexpr bool kSignedWide = false;  // whether codes of 8 bits multiply as signed numbers
+constexpr bool kSpreads = false;     // whether those are multiplied as 16 bits where many inputs pass by
 
 using Bytes = __m512i;
 using Rows = __m512;

@@ -16,6 +16,7 @@ constexpr int kTile = 4;   // 16 running dot products in 32 registers
 constexpr int kDirect = 2;
 constexpr bool kRaised = false;
 constexpr bool kSignedWide = true;  // both factors have a sign
+constexpr bool kSpreads = false;
 
 struct Bytes {
     uint8x16_t of[4];

@@ -14,6 +14,7 @@ constexpr int kTile = 4;
 constexpr int kDirect = 1;
 constexpr bool kRaised = true;
 constexpr bool kSignedWide = false;
+constexpr bool kSpreads = false;
 
 typedef std::uint8_t Bytes __attribute__((vector_size(64)));
 typedef float Rows __attribute__((vector_size(64)));
