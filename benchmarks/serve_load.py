@@ -36,7 +36,7 @@ SUBJECTS = ("rivers", "bread", "copper", "winter", "sailing ships", "the number 
 QUESTIONS = ("Tell me about {}.", "Tell me about {} in three sentences, please.", "Why would anyone like {}?")
 PROMPTS = tuple(question.format(subject) for question in QUESTIONS for subject in SUBJECTS)
 LONG = " ".join(PROMPTS)
-# Seconds, and answers per client, by which every slot has been full and every kind of request seen.
+# Seconds, and answers per client, after which memory may not grow any more; every slot has been full before.
 SETTLED, SETTLED_ANSWERS = 60.0, 5
 GROWTH = 1.05  # of memory since then, at most
 FORM = {
@@ -95,6 +95,12 @@ class Client:
             await asyncio.sleep(1)
         except openai.OpenAIError as error:
             self._tally.faults.append(f"{name}: {type(error).__name__}: {error}")
+
+    async def fill(self) -> None:
+        """Ask for what needs the most memory: a long answer to a long prompt, and one by a schema."""
+        fields = {"model": self._model, "messages": [{"role": "user", "content": LONG}], "max_tokens": 200}
+        await self._client.chat.completions.create(**fields)
+        await self._json()
 
     def _fields(self) -> tuple[str, dict[str, Any]]:
         prompt = LONG if self._random.random() < 0.03 else self._random.choice(PROMPTS)
@@ -186,7 +192,7 @@ class Client:
 
 
 async def press(
-    url: str, model: str, clients: int, seconds: float, process: Any
+    url: str, model: str, clients: int, slots: int, seconds: float, process: Any
 ) -> tuple[Tally, list[int], dict[str, int]]:
     """Load for some seconds, then the end.
 
@@ -195,8 +201,7 @@ async def press(
         a moment before the end.
     """
     tally = Tally()
-    start = time.monotonic()
-    end = start + seconds
+    start = end = 0.0  # once all slots have been full
     memory: list[int] = []
     counted: dict[str, int] = {}
 
@@ -217,6 +222,9 @@ async def press(
 
     async with AsyncOpenAI(base_url=url, api_key="any", max_retries=0, timeout=600) as connection:
         made = [Client(connection, model, tally, seed) for seed in range(clients)]
+        await asyncio.gather(*(client.fill() for client in made[: 3 * slots]))
+        start = time.monotonic()
+        end = start + seconds
         await asyncio.gather(watch(), *(keep_asking(client) for client in made))
     return tally, memory, counted
 
@@ -251,7 +259,9 @@ def main() -> int:
     with server_process(arguments.model, options) as (process, name, url):
         assert process.stderr is not None
         seconds = arguments.minutes * 60
-        tally, memory, counted = asyncio.run(press(url, name, arguments.clients, seconds, process))
+        tally, memory, counted = asyncio.run(
+            press(url, name, arguments.clients, arguments.slots, seconds, process)
+        )
         status = process.wait(300)
         said = process.stderr.read()
     if status or said:

@@ -49,6 +49,7 @@ def serve(
             raise ServingError(
                 "the API key is empty", action="Give one, or leave out --api-key and FEWBITS_API_KEY"
             )
+        from fewbits.operating_system import share_free_memory
         from fewbits.planning.byte_size import parse_bytes
         from fewbits.serving.open_server import open_server
         from fewbits.serving.server import ServerOptions, is_loopback
@@ -61,6 +62,7 @@ def serve(
             body_limit=parse_bytes(max_body),
             step_tokens=step_tokens,
         )
+        share_free_memory()
         server = open_server(
             path, options, name=name, slots=slots, context=context, kv_cache=kv_cache, threads=threads
         )
