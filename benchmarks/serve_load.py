@@ -201,7 +201,6 @@ async def press(
         a moment before the end.
     """
     tally = Tally()
-    start = end = 0.0  # once all slots have been full
     memory: list[int] = []
     counted: dict[str, int] = {}
 
@@ -223,7 +222,7 @@ async def press(
     async with AsyncOpenAI(base_url=url, api_key="any", max_retries=0, timeout=600) as connection:
         made = [Client(connection, model, tally, seed) for seed in range(clients)]
         await asyncio.gather(*(client.fill() for client in made[: 3 * slots]))
-        start = time.monotonic()
+        start = time.monotonic()  # once all slots have been full
         end = start + seconds
         await asyncio.gather(watch(), *(keep_asking(client) for client in made))
     return tally, memory, counted

@@ -30,6 +30,11 @@ struct Rows {
 };
 
 inline __m256i load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
+inline __m256i every_four(const void* from) {  // four bytes, again and again
+    std::int32_t four;
+    std::memcpy(&four, from, sizeof four);
+    return _mm256_set1_epi32(four);
+}
 inline Bytes load_bytes(const std::uint8_t* from) { return {load(from), load(from + 32)}; }
 inline void store_bytes(std::uint8_t* to, Bytes x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), x.a);
@@ -87,9 +92,7 @@ using Factor = Bytes;
 inline Factor factor(Bytes codes) { return codes; }
 template <bool kSigned, int kLimit, int kStep, bool kStarted>
 inline void add(Chain& chain, const Factor& codes, const std::int8_t* quad) {
-    std::int32_t four;
-    std::memcpy(&four, quad, 4);
-    const __m256i x = _mm256_set1_epi32(four);
+    const __m256i x = every_four(quad);
     chain.a = _mm256_dpbusd_avx_epi32(chain.a, codes.a, x);
     chain.b = _mm256_dpbusd_avx_epi32(chain.b, codes.b, x);
 }
@@ -110,9 +113,7 @@ inline Factor factor(Bytes codes) { return {codes.a, codes.b, _mm256_abs_epi8(co
 // multiplied, and the sign goes to the input.
 template <bool kSigned, int kLimit, int kStep, bool kStarted>
 inline void add(Chain& chain, const Factor& codes, const std::int8_t* quad) {
-    std::int32_t four;
-    std::memcpy(&four, quad, 4);
-    const __m256i x = _mm256_set1_epi32(four);
+    const __m256i x = every_four(quad);
     __m256i a, b;
     if constexpr (kSigned) {
         a = _mm256_maddubs_epi16(codes.magnitude_a, _mm256_sign_epi8(x, codes.a));
@@ -161,11 +162,6 @@ inline void spread(const std::int8_t* quads, std::size_t count, std::int16_t* to
         _mm256_store_si256(reinterpret_cast<__m256i*>(to + i),
                            _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(quads + i))));
 }
-inline __m256i two(const std::int16_t* from) {
-    std::int32_t both;
-    std::memcpy(&both, from, sizeof both);
-    return _mm256_set1_epi32(both);
-}
 struct SpreadFactor {
     __m256i first_a, first_b, last_a, last_b;
 };
@@ -175,7 +171,7 @@ inline SpreadFactor spread_factor(Spread quad) {
 }
 // A quad of codes times one of an input, both spread.
 inline void add(Chain& chain, const SpreadFactor& codes, const std::int16_t* quad) {
-    const __m256i first = two(quad), last = two(quad + 2);
+    const __m256i first = every_four(quad), last = every_four(quad + 2);
     const auto add = [](__m256i& sum, __m256i x, __m256i y) {
         sum = _mm256_add_epi32(sum, _mm256_madd_epi16(x, y));
         asm("" : "+x"(sum));  // as above
@@ -212,9 +208,8 @@ inline Ints plus(Ints total, Pairs x, Pairs y) {
     return {_mm256_add_epi32(total.a, _mm256_madd_epi16(x.a, y.a)), _mm256_add_epi32(total.b, _mm256_madd_epi16(x.b, y.b))};
 }
 inline Pairs pair(const std::int16_t* two) {
-    std::int32_t both;
-    std::memcpy(&both, two, sizeof both);
-    return {_mm256_set1_epi32(both), _mm256_set1_epi32(both)};
+    const __m256i both = every_four(two);
+    return {both, both};
 }
 inline Pairs twice(std::int16_t one) { return {_mm256_set1_epi16(one), _mm256_set1_epi16(one)}; }
 inline Pairs load_pairs(const std::int16_t* from) { return {load(from), load(from + 16)}; }
