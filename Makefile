@@ -42,7 +42,7 @@ test-runtimes: $(VENV)/installed-dev
 	$(BIN)/python tests_runtimes/runner/run.py $(RUNTIMES)
 
 fuzz: $(VENV)/installed-dev
-	FEWBITS_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest -o timeout=0 tests/fuzz/test_native_fuzz.py
+	FEWBITS_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/fuzz/test_native_fuzz.py
 
 serve-load: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/serve_load.py $(MODEL) --minutes $(or $(MINUTES),10)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Coroutine
 from http.client import HTTPConnection, HTTPException
@@ -14,8 +16,10 @@ from urllib.parse import urlsplit
 import numpy as np
 import openai
 import pytest
+from jinja2 import Environment
 from openai import AsyncOpenAI, OpenAI
 
+from fewbits.serving.completion import Completion
 from fewbits.serving.server import Server
 from serving_model import Hooked, ServedModel, call, load, running, slow, until
 
@@ -145,6 +149,56 @@ def test_clients_that_leave_while_they_wait_or_before_their_first_token_are_forg
         assert until(lambda: load(server)["waiting"] == 0, 1.0)
         reading.close()
         assert until(lambda: load(server)["running"] == 0, 1.0)
+
+
+def test_an_answer_does_not_wait_for_the_clients_word_on_the_last_packet(served: ServedModel) -> None:
+    """Nagle's algorithm and delayed acknowledgements would make 40 ms of each."""
+    seconds = []
+    with running(served, served.engine(1)) as server:
+        address = urlsplit(server.url)
+        connection = HTTPConnection(address.hostname or "", address.port, timeout=60)
+        for _ in range(20):
+            start = time.perf_counter()
+            connection.request("GET", "/v1/models")
+            connection.getresponse().read()
+            seconds.append(time.perf_counter() - start)
+        connection.close()
+
+    assert min(seconds[5:]) < 0.025
+
+
+def alive(kind: type) -> int:
+    return sum(issubclass(type(known), kind) for known in gc.get_objects())
+
+
+def test_what_has_ended_is_free_without_the_garbage_collector(served: ServedModel) -> None:
+    """It comes the more rarely the more there is, and doesn't know how large samplers and constraints are."""
+    message = [{"role": "user", "content": "Hi"}]
+
+    def ask(client: OpenAI) -> None:
+        chat = client.chat.completions
+        fields: Any = {"model": "tiny", "messages": message, "max_tokens": 4, "temperature": 1.0}
+        chat.create(**fields, n=3)
+        list(chat.create(**fields, stream=True))
+        chat.create(**fields, response_format={"type": "json_object"})
+        with pytest.raises(openai.BadRequestError):
+            chat.create(**fields | {"temperature": -1})
+        stream = chat.create(**fields | {"max_tokens": 100}, stream=True)
+        next(iter(stream))
+        stream.close()
+
+    with running(served, slow(served.engine(2), 0.001)) as server, client_of(server) as client:
+        ask(client)
+        gc.collect()
+        before = alive(Environment)
+        gc.disable()
+        try:
+            ask(client)
+            assert until(lambda: load(server)["running"] == 0, 5)
+            assert until(lambda: alive(Completion) == 0, 5)
+            assert alive(Environment) == before
+        finally:
+            gc.enable()
 
 
 POISON = 77  # a token id that the engine below can't stand

@@ -7,6 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -268,6 +269,22 @@ def render_conversation(
         EvaluationError: the template is not valid, or refuses the message.
     """
     from jinja2 import TemplateError
+
+    try:
+        told = {**variables, **tokens, "add_generation_prompt": add_generation_prompt}
+        return str(_compiled(template).render({**told, "messages": list(messages)}))
+    except (TemplateError, TypeError) as error:
+        raise _refused_by_template(error) from error
+
+
+@lru_cache(maxsize=8)
+def _compiled(template: str) -> Any:
+    """A chat template, ready to be filled in: its parsing takes longer than that, and every request of a server asks.
+
+    Raises:
+        jinja2.TemplateError: not valid.
+    """
+    from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def refuse(reason: str) -> str:
@@ -280,11 +297,7 @@ def render_conversation(
     environment.filters["tojson"] = _json
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
-    try:
-        told = {**variables, **tokens, "add_generation_prompt": add_generation_prompt}
-        return environment.from_string(template).render({**told, "messages": list(messages)})
-    except (TemplateError, TypeError) as error:
-        raise _refused_by_template(error) from error
+    return environment.from_string(template)
 
 
 def _json(

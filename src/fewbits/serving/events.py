@@ -80,11 +80,16 @@ class RunningRequest:
         self._written: dict[int, Written] = {}
 
     def receiver(self, index: int) -> Callable[[Event], None]:
-        """What the completion of this index calls with its events, from any thread."""
+        """What the completion of this index calls with its events, from any thread.
+
+        It doesn't know this object, which knows the completion: in a circle, samplers and constraints, large in memory,
+        would stay until the garbage collector comes.
+        """
+        mailbox, queue = self._mailbox, self._queue
         written = self._written[index] = Written()
 
         def send(event: Event) -> None:
-            self._mailbox.send(self._queue, index, event)
+            mailbox.send(queue, index, event)
 
         def keep(event: Event) -> None:
             if isinstance(event, Piece):
@@ -131,8 +136,9 @@ class RunningRequest:
         return usage(self._finished, self._choices)
 
     def stop(self) -> None:
-        """Leave the scheduler, whether finished or not."""
+        """Leave the scheduler, whether finished or not; forgets the completions."""
         self._scheduler.cancel(self.completions)
+        self.completions = []  # a client's leaving is an exception, whose traceback keeps this object for a while
 
 
 class EventStream(StreamingResponse):
