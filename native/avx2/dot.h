@@ -253,39 +253,36 @@ inline Rows exponents(const std::uint8_t* from) { return {eight_exponents(from),
 inline void prefetch(const std::uint8_t* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0); }
 inline void prefetch_far(const std::uint8_t* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T1); }
 
-inline std::int32_t sum_of(__m256i x) {
-    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
-    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
-    return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xB1)));
-}
-
 // 32 numbers as codes -127 … 127, what one step of the codes is worth (NaN where one isn't finite), and the codes' sums by halves.
 inline float round_block(const float* x, std::int8_t* codes, std::int32_t (&sums)[2]) {
-    __m256 part[4], most = _mm256_setzero_ps(), finite = _mm256_castsi256_ps(_mm256_set1_epi32(-1));
-    const __m256 sign = _mm256_set1_ps(-0.0f);
+    // Absolute values in the order of their bits: what isn't finite comes last.
+    const __m256i magnitude = _mm256_set1_epi32(0x7FFFFFFF);
+    __m256 part[4];
+    __m256i largest = _mm256_setzero_si256();
     for (int i = 0; i < 4; ++i) {
         part[i] = _mm256_loadu_ps(x + 8 * i);
-        finite = _mm256_and_ps(finite, _mm256_cmp_ps(part[i], part[i], _CMP_ORD_Q));
-        most = _mm256_max_ps(most, _mm256_andnot_ps(sign, part[i]));
+        largest = _mm256_max_epi32(largest, _mm256_and_si256(_mm256_castps_si256(part[i]), magnitude));
     }
-    __m128 four = _mm_max_ps(_mm256_castps256_ps128(most), _mm256_extractf128_ps(most, 1));
-    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
-    const float peak = _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
-    // Beside NaN the peak isn't one.
-    const __m256 steps = _mm256_set1_ps(_mm256_movemask_ps(finite) == 0xFF && peak > 1e-30f ? 127.0f / peak : 0.0f);
+    __m128i four = _mm_max_epi32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
+    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4E));
+    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0xB1));
+    const bool finite = _mm_cvtsi128_si32(four) < 0x7F800000;
+    const float peak = _mm_cvtss_f32(_mm_castsi128_ps(four));
+    const __m256 steps = _mm256_set1_ps(finite && peak > 1e-30f ? 127.0f / peak : 0.0f);
+    const __m256i kept = _mm256_set1_epi32(finite ? -1 : 0);
     __m256i rounded[4];
-    for (int i = 0; i < 4; ++i) {
-        const __m256 code = _mm256_mul_ps(part[i], steps), ordered = _mm256_cmp_ps(code, code, _CMP_ORD_Q);
-        finite = _mm256_and_ps(finite, ordered);
-        rounded[i] = _mm256_cvtps_epi32(_mm256_and_ps(code, ordered));
-    }
-    sums[0] = sum_of(_mm256_add_epi32(rounded[0], rounded[1]));
-    sums[1] = sum_of(_mm256_add_epi32(rounded[2], rounded[3]));
+    for (int i = 0; i < 4; ++i) rounded[i] = _mm256_and_si256(kept, _mm256_cvtps_epi32(_mm256_mul_ps(part[i], steps)));
     // Packing works in halves of registers: 4 columns each of 0 1 2 3 0 1 2 3.
     const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(rounded[0], rounded[1]), _mm256_packs_epi32(rounded[2], rounded[3]));
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes), _mm256_permutevar8x32_epi32(packed, order));
-    return _mm256_movemask_ps(finite) == 0xFF ? peak / 127.0f : NAN;
+    const __m256i bytes = _mm256_permutevar8x32_epi32(packed, order);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes), bytes);
+    // Sums of eight bytes without a sign: of codes + 128.
+    const __m256i eights = _mm256_sad_epu8(_mm256_xor_si256(bytes, _mm256_set1_epi8(-128)), _mm256_setzero_si256());
+    const __m256i halves = _mm256_add_epi64(eights, _mm256_srli_si256(eights, 8));
+    sums[0] = _mm_cvtsi128_si32(_mm256_castsi256_si128(halves)) - 16 * 128;
+    sums[1] = _mm_cvtsi128_si32(_mm256_extracti128_si256(halves, 1)) - 16 * 128;
+    return finite ? peak / 127.0f : NAN;
 }
 
 }  // namespace

@@ -106,18 +106,25 @@ inline void prefetch_far(const std::uint8_t* from) { _mm_prefetch(reinterpret_ca
 // 32 numbers as codes -127 … 127, what one step of the codes is worth (NaN where one isn't finite), and the codes' sums by halves.
 inline float round_block(const float* x, std::int8_t* codes, std::int32_t (&sums)[2]) {
     const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
-    const float peak = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
-    // Beside NaN the peak isn't one.
-    const bool numbers = (_mm512_cmp_ps_mask(a, a, _CMP_ORD_Q) & _mm512_cmp_ps_mask(b, b, _CMP_ORD_Q)) == 0xFFFF;
-    const __m512 steps = _mm512_set1_ps(numbers && peak > 1e-30f ? 127.0f / peak : 0.0f);
-    const __m512 c = _mm512_mul_ps(a, steps), d = _mm512_mul_ps(b, steps);
-    const __mmask16 of_c = _mm512_cmp_ps_mask(c, c, _CMP_ORD_Q), of_d = _mm512_cmp_ps_mask(d, d, _CMP_ORD_Q);
-    const __m512i first = _mm512_maskz_cvtps_epi32(of_c, c), second = _mm512_maskz_cvtps_epi32(of_d, d);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), _mm512_cvtepi32_epi8(first));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + 16), _mm512_cvtepi32_epi8(second));
-    sums[0] = _mm512_reduce_add_epi32(first);
-    sums[1] = _mm512_reduce_add_epi32(second);
-    return numbers && (of_c & of_d) == 0xFFFF ? peak / 127.0f : NAN;
+    // Absolute values in the order of their bits: what isn't finite comes last.
+    const __m512i magnitude = _mm512_set1_epi32(0x7FFFFFFF);
+    const int most = _mm512_reduce_max_epi32(
+        _mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(a), magnitude), _mm512_and_si512(_mm512_castps_si512(b), magnitude)));
+    const bool finite = most < 0x7F800000;
+    const float peak = _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(most)));
+    const __m512 steps = _mm512_set1_ps(finite && peak > 1e-30f ? 127.0f / peak : 0.0f);
+    const __mmask16 kept = finite ? 0xFFFF : 0;
+    const __m128i first = _mm512_cvtepi32_epi8(_mm512_maskz_cvtps_epi32(kept, _mm512_mul_ps(a, steps)));
+    const __m128i second = _mm512_cvtepi32_epi8(_mm512_maskz_cvtps_epi32(kept, _mm512_mul_ps(b, steps)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), first);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + 16), second);
+    // Sums of eight bytes without a sign: of codes + 128.
+    const __m256i bytes = _mm256_xor_si256(_mm256_set_m128i(second, first), _mm256_set1_epi8(-128));
+    const __m256i eights = _mm256_sad_epu8(bytes, _mm256_setzero_si256());
+    const __m256i halves = _mm256_add_epi64(eights, _mm256_srli_si256(eights, 8));
+    sums[0] = _mm_cvtsi128_si32(_mm256_castsi256_si128(halves)) - 16 * 128;
+    sums[1] = _mm_cvtsi128_si32(_mm256_extracti128_si256(halves, 1)) - 16 * 128;
+    return finite ? peak / 127.0f : NAN;
 }
 
 }  // namespace
