@@ -46,6 +46,7 @@ def fewbits(source: Path, output: Path, name: str, cache: Path) -> None:
     """Quantize with fewbits; it keeps the sources' hashes in `cache`."""
     command = [sys.executable, "-m", "fewbits", "quantize", str(source), str(output), "--format", name]
     environment = {**os.environ, "FEWBITS_CACHE": str(cache)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed is compiled once, not at every start
     subprocess.run(
         [*command, "--effort", "fast", "--threads", "2"], check=True, capture_output=True, env=environment
     )

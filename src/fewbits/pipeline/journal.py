@@ -17,12 +17,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from zlib_ng.zlib_ng import crc32
 
 from fewbits.errors import OutputError, ResumeError
 from fewbits.export.exporter import ITSELF, Layout, Region
@@ -281,7 +282,7 @@ class Journal:
             got = os.preadv(self._files[region.file], [buffer[:left]], offset)
             if not got:
                 return -1
-            crc, offset, left = zlib.crc32(buffer[:got], crc), offset + got, left - got
+            crc, offset, left = crc32(buffer[:got], crc), offset + got, left - got
         return crc
 
     def publish(self) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from fewbits.export.exporter import Layout, Region
 from fewbits.pipeline.journal import Journal
@@ -68,4 +68,4 @@ class TensorWriter:
             raise AssertionError(f"{name}: {done + len(data)} bytes for a region of {region.nbytes}")
         self._journal.write(data, region.offset + done, region.file)
         self._done[name] = done + len(data)
-        self._checksums[name] = zlib.crc32(data, self._checksums[name])
+        self._checksums[name] = crc32(data, self._checksums[name])
