@@ -1,9 +1,10 @@
 """A bf16 GGUF file of a llama with random weights: speed depends on shapes, not on what a model has learnt.
 
-    python benchmarks/random_model.py OUT.gguf [--layers 16]
+    python benchmarks/random_model.py OUT.gguf [--layers 16] [--tokenizer MODEL.gguf]
 
 With 16 layers it has 1.07 billion parameters: hidden 2048, feed-forward 8192, 32 heads, 8 of them of keys and values,
-a vocabulary of 49152 whose embedding is the head too.
+a vocabulary of 49152 whose embedding is the head too. A tokenizer for it is another file's, such as SmolLM2's:
+llama-completion, which speed.py asks how long it loads, doesn't start without.
 """
 
 from __future__ import annotations
@@ -45,7 +46,17 @@ def bfloat16_weights(shape: tuple[int, int], seed: int) -> npt.NDArray[np.uint8]
     return (bits >> np.uint32(16)).astype(np.uint16).view(np.uint8)
 
 
-def write_model(path: Path, layers: int = 16) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, source: Path | None) -> None:
+    """Put another file's tokenizer into the metadata, or none."""
+    fields = gguf.GGUFReader(source).fields if source else {}
+    found = {name: field for name, field in fields.items() if name.startswith("tokenizer.")}
+    for name, field in found.items():
+        writer.add_key_value(name, field.contents(), field.types[0], field.types[-1])
+    if not found:
+        writer.add_tokenizer_model("none")
+
+
+def write_model(path: Path, layers: int = 16, tokenizer: Path | None = None) -> None:
     """Write the file, a tensor at a time; it appears under its name when it is whole."""
     part = path.with_name(path.name + ".part")
     writer = gguf.GGUFWriter(part, "llama")
@@ -58,7 +69,7 @@ def write_model(path: Path, layers: int = 16) -> None:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(HIDDEN // HEADS)
     writer.add_vocab_size(VOCABULARY)
-    writer.add_tokenizer_model("none")
+    add_tokenizer(writer, tokenizer)
     matrices = shapes(layers)
     norms = ["output_norm", *(f"blk.{i}.{kind}_norm" for i in range(layers) for kind in ("attn", "ffn"))]
     for name, shape in matrices.items():
@@ -81,8 +92,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("output", type=Path)
     parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--tokenizer", type=Path, help="a GGUF file with a tokenizer of 49152 tokens")
     arguments = parser.parse_args()
-    write_model(arguments.output, arguments.layers)
+    write_model(arguments.output, arguments.layers, arguments.tokenizer)
 
 
 if __name__ == "__main__":
