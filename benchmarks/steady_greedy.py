@@ -43,7 +43,9 @@ def main() -> None:
 
 def checked(path: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each kind of cache."""
-    prompt = tokenizer_from_metadata(open_gguf(path).metadata).encode(PROMPT, add_special=False, parse_special=False)
+    prompt = tokenizer_from_metadata(open_gguf(path).metadata).encode(
+        PROMPT, add_special=False, parse_special=False
+    )
     rows = []
     for cache in arguments.caches:
         began = time.monotonic()
